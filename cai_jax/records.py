@@ -1,0 +1,362 @@
+"""Records: what a stage leaves behind, as typed rows with provenance in shards of JSON lines.
+
+A record is a frozen dataclass whose floats are rounded to six significant digits and whose lists
+become tuples when it is made, so a record in memory equals the same record read back, and the same
+run writes the same bytes whether or not it was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from cai_jax.conversation import Conversation, Turn
+
+Kind = Literal["red_team", "helpful"]
+T = TypeVar("T")
+
+
+class Record:
+    """Base of every record type: normalises its fields when made.
+
+    Lists become tuples, floats are rounded to six significant digits, and a float field takes an
+    int. ValueError on a float that is not finite, or a probability outside [0, 1].
+    """
+
+    def __post_init__(self):
+        hints = _hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _normal(getattr(self, field.name), f"{type(self).__name__}.{field.name}")
+            if type(value) is int and hints[field.name] in (float, float | None):
+                value = float(value)
+            if "prob_a" in field.name and value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{type(self).__name__}.{field.name} is {value}, not in [0, 1].")
+            object.__setattr__(self, field.name, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance(Record):
+    """Where a record comes from.
+
+    Attributes:
+      model: name and fingerprint of the weights that wrote it.
+      constitution: name and content hash of the constitution in force.
+      seed: the run's seed.
+      commit: code commit, empty where unknown.
+    """
+
+    model: str
+    constitution: str
+    seed: int
+    commit: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Response(Record):
+    """One sampled answer to a prompt.
+
+    Attributes:
+      prompt: the conversation up to the assistant's turn; ends with a human turn.
+      tokens: the sampled token ids of the response.
+      stop_reason: "end", "stop" or "length", as in `script.SegmentResult`.
+      sample: which of several answers to the same prompt, from 0.
+    """
+
+    id: str
+    kind: Kind
+    prompt: Conversation
+    response: str
+    tokens: tuple[int, ...]
+    stop_reason: str
+    sample: int
+    provenance: Provenance
+
+
+@dataclasses.dataclass(frozen=True)
+class RevisionStep(Record):
+    """One round of critique and revision; `principle` is the drawn CritiquePrinciple's id."""
+
+    principle: str
+    critique: str
+    revision: str
+    revision_stop_reason: str
+    critique_stop_reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Revision(Record):
+    """A prompt, the initial response and its revisions in order (arXiv 2212.08073, section 3)."""
+
+    id: str
+    kind: Kind
+    prompt: Conversation
+    initial_response: str
+    steps: tuple[RevisionStep, ...]
+    provenance: Provenance
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(Record):
+    """Two responses to a prompt and the probability that (A) is better (section 4.1).
+
+    Attributes:
+      prob_a: the label that trains the preference model, after averaging or clamping.
+      principle: the drawn ComparisonPrinciple's id; empty for a human label.
+      labeler: name of the feedback model, or who labelled.
+      mode: how the label was made, such as "multiple_choice" or "chain_of_thought".
+      option_logprobs: for each order asked, the raw log-probabilities in nats of (A) and of (B).
+      swapped_prob_a: the probability of the same response_a when it was shown as (B), where asked.
+      source: "ai" or "human".
+    """
+
+    id: str
+    kind: Kind
+    prompt: Conversation
+    response_a: str
+    response_b: str
+    prob_a: float
+    principle: str
+    labeler: str
+    mode: str
+    option_logprobs: tuple[tuple[float, ...], ...]
+    swapped_prob_a: float | None
+    source: Literal["ai", "human"]
+    provenance: Provenance
+
+
+def to_json(record: Any) -> dict:
+    """The record as plain JSON types; a Conversation is a list of {"role", "text"}."""
+    return {f.name: _encode(getattr(record, f.name)) for f in dataclasses.fields(record)}
+
+
+def from_json(cls: type[T], obj: Any, where: str = "") -> T:
+    """The record of type `cls` that `to_json` made `obj` from.
+
+    Args:
+      where: file and line, to begin an error message with.
+
+    Raises:
+      ValueError: one sentence naming `where` and the unknown, missing or wrong field.
+    """
+    return _decode(cls, obj, f"{where}: " if where else "", "")
+
+
+def to_line(record: Any) -> str:
+    """One line of a shard, newline included; the same record gives the same bytes everywhere."""
+    row = json.dumps(to_json(record), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return row + "\n"
+
+
+def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
+    """Yields ("FILE, line N", value) for each line of a JSON-lines file; blank lines are skipped.
+
+    Raises:
+      ValueError: a line is not JSON or not UTF-8, naming file and line.
+      OSError: the file cannot be read.
+    """
+    data = Path(path).read_bytes()
+    for number, raw in enumerate(data.split(b"\n"), start=1):
+        where = f"{path}, line {number}"
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            if text:
+                yield where, json.loads(text)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: not UTF-8 text; save the file as UTF-8.") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
+                "each line must hold one JSON object."
+            ) from error
+
+
+class Shards:
+    """A folder of record shards, each written whole or not at all.
+
+    A stage's unit of restart is a shard: it asks `done()`, makes the missing ones and `write`s
+    each. A killed write leaves at most a hidden partial file, which is never read and which the
+    next write of that shard replaces.
+
+    Args:
+      directory: made on the first write.
+      count: number of shards in all; names are 00003-of-00010.jsonl with it, 00003.jsonl without.
+    """
+
+    def __init__(self, directory: str | os.PathLike, count: int | None = None):
+        self.directory = Path(directory)
+        self.count = count
+
+    def path(self, number: int) -> Path:
+        """Where shard `number` lies once written; IndexError outside 0..count-1."""
+        if number < 0 or (self.count is not None and number >= self.count):
+            raise IndexError(f"shard {number} of {self.count} in {self.directory}")
+        suffix = "" if self.count is None else f"-of-{self.count:05d}"
+        return self.directory / f"{number:05d}{suffix}.jsonl"
+
+    def done(self) -> set[int]:
+        """Numbers of the shards that are complete.
+
+        Raises:
+          ValueError: the folder holds shards of a different count.
+        """
+        found = set()
+        for path in self.directory.glob("*.jsonl") if self.directory.is_dir() else ():
+            match = re.fullmatch(r"(\d{5,})(?:-of-(\d{5,}))?\.jsonl", path.name)
+            if not match:
+                continue
+            count = int(match[2]) if match[2] else None
+            if count != self.count:
+                raise ValueError(
+                    f"{path} is not one of {self.count or 'an open number of'} shards; "
+                    "it comes from a run with other settings, so use a new workdir."
+                )
+            found.add(int(match[1]))
+        return found
+
+    def write(self, number: int, records: Iterable[Any]) -> Path:
+        """Writes shard `number` in one step: partial file, fsync, rename.
+
+        Raises:
+          OSError: the folder is read-only or the disk full; nothing half-written stays.
+        """
+        path = self.path(number)
+        write_atomically(path, "".join(map(to_line, records)).encode())
+        return path
+
+    def read(self, cls: type[T]) -> list[T]:
+        """All records, in shard order, then row order.
+
+        Raises:
+          ValueError: a shard is truncated or damaged, or a row is no `cls`; names file and line.
+        """
+        records = []
+        for number in sorted(self.done()):
+            path = self.path(number)
+            data = path.read_bytes()
+            if data and not data.endswith(b"\n"):
+                lines = data.count(b"\n") + 1
+                raise ValueError(
+                    f"{path}, line {lines}: the shard is cut short; delete it and run again."
+                )
+            records += [from_json(cls, row, where) for where, row in read_rows(path)]
+        return records
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that it exists whole or not at all, also after a kill or power loss.
+
+    Raises:
+      OSError: one sentence naming the path; the file is as it was before.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)  # a rename lasts only once its folder is synced
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise OSError(
+            f"Cannot write {path}: {error.strerror or error}; "
+            "check free space and permissions, or use another workdir."
+        ) from error
+
+
+def _normal(value: Any, name: str) -> Any:
+    if hasattr(value, "tolist"):  # numpy and jax arrays and scalars
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return tuple(_normal(item, name) for item in value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; records hold finite numbers only.")
+        return float(f"{value:.6g}") + 0.0  # + 0.0 turns -0.0 into 0.0
+    return value
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Conversation):
+        return [{"role": turn.role, "text": turn.text} for turn in value.turns]
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, tuple | list):
+        return [_encode(item) for item in value]
+    return value
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _decode(hint: Any, value: Any, where: str, name: str) -> Any:
+    """`value` as the type `hint`; `name` is the dotted field path for messages."""
+
+    def fail(expected: str):
+        shown = json.dumps(value, ensure_ascii=False)
+        shown = shown if len(shown) <= 40 else shown[:37] + "..."
+        return ValueError(f"{where}{name or 'the row'} must be {expected}, not {shown}.")
+
+    if hint is Conversation:
+        turns = _decode(tuple[Turn, ...], value, where, name)
+        try:
+            return Conversation(turns)
+        except ValueError as error:
+            raise ValueError(f"{where}{name}: {error}") from error
+    if dataclasses.is_dataclass(hint):
+        return _decode_fields(hint, value, where, name, fail)
+    if typing.get_origin(hint) is Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise fail("one of " + ", ".join(map(repr, typing.get_args(hint))))
+    if isinstance(hint, types.UnionType):  # X | None is the only union records use
+        return None if value is None else _decode(typing.get_args(hint)[0], value, where, name)
+    if typing.get_origin(hint) in (tuple, list):
+        if not isinstance(value, list):
+            raise fail("a list")
+        item = typing.get_args(hint)[0]
+        return tuple(_decode(item, v, where, f"{name}[{i}]") for i, v in enumerate(value))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and number:
+        return float(value)
+    if type(value) is not hint:
+        raise fail({str: "text", int: "a whole number", float: "a number"}.get(hint, str(hint)))
+    return value
+
+
+def _decode_fields(cls: type, value: Any, where: str, name: str, fail) -> Any:
+    if not isinstance(value, dict):
+        raise fail("a JSON object")
+    prefix = f"{name}." if name else ""
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for field in fields:
+        if field not in value:
+            raise ValueError(f"{where}{cls.__name__} lacks the field {prefix}{field}.")
+    for field in value:
+        if field not in fields:
+            raise ValueError(f"{where}{cls.__name__} has no field {prefix}{field}; remove it.")
+    hints = _hints(cls)
+    values = {f: _decode(hints[f], value[f], where, prefix + f) for f in fields}
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
