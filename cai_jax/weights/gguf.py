@@ -1,0 +1,135 @@
+"""GGUF files (llama.cpp) to params, tokenizer and chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from cai_jax.models.config import ModelConfig
+from cai_jax.tokenizer import Tokenizer
+from cai_jax.weights import names, vocabularies
+from cai_jax.weights.names import WeightsError
+
+
+def read_gguf(path: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
+    """Reads a Llama-architecture GGUF file, quantised or not.
+
+    Everything is checked before a tensor is touched: metadata, names, shapes, length of the file.
+
+    Returns:
+      (configuration, params as numpy float32, tokenizer, chat template or None).
+
+    Raises:
+      WeightsError: the file is cut short or is no GGUF file, its architecture, vocabulary or
+        quantisation is unknown, or its tensors are not those of its configuration.
+      OSError: the file cannot be read.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise WeightsError(f"{path} is not a GGUF file; give a .gguf file or a directory")
+    try:
+        reader = gguf.GGUFReader(path)
+        metadata = {key: field.contents() for key, field in reader.fields.items()}
+    # A file cut short shows itself as whatever the reader trips over first.
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise WeightsError(f"{path} is cut short or damaged; get the file again") from error
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    shapes = {name: tuple(int(n) for n in t.shape[::-1]) for name, t in tensors.items()}
+    config = _config(metadata, shapes, path)
+    names.check(shapes, config, "gguf", path)
+    for name, tensor in tensors.items():
+        if not _readable(tensor.tensor_type):
+            raise WeightsError(
+                f"{path} keeps the tensor {name} as {tensor.tensor_type.name}, which cannot be "
+                "read here; use a file in another quantisation, such as Q8_0"
+            )
+    tokenizer = vocabularies.from_gguf(metadata, path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise WeightsError(
+            f"{path} has {tokenizer.vocab_size} tokens but embeddings for {config.vocab_size}; "
+            "get the file again"
+        )
+    heads = {"attn_q.weight": config.heads, "attn_k.weight": config.kv_heads}
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[name]
+        array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shapes[name])
+        kind = name.split(".", 2)[-1]
+        return _rotary_rows(array, heads[kind]) if kind in heads else array
+
+    params = names.assemble(config, "gguf", read)
+    return config, params, tokenizer, metadata.get("tokenizer.chat_template")
+
+
+def _config(metadata: dict[str, Any], shapes: dict, path: Path) -> ModelConfig:
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise WeightsError(
+            f"{path} has the architecture {architecture!r}, and only llama is supported; "
+            "use a Llama-architecture model"
+        )
+
+    def get(key: str, default: Any = None) -> Any:
+        value = metadata.get(f"llama.{key}", default)
+        if value is None:
+            raise WeightsError(f"{path} lacks the metadata llama.{key}; get the file again")
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise WeightsError(f"{path} has llama.{key} = {value!r}, not a positive number")
+        return value
+
+    for key, plain in (("expert_count", 0), ("rope.scaling.type", "none")):
+        if metadata.get(f"llama.{key}", plain) != plain:
+            raise WeightsError(
+                f"{path} has llama.{key} = {metadata[f'llama.{key}']!r}, which is not supported; "
+                "use a plain Llama-architecture model"
+            )
+    embed, heads = get("embedding_length"), get("attention.head_count")
+    head_dim = get("attention.key_length", embed // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if get(key, head_dim) != head_dim:
+            raise WeightsError(f"{path} has llama.{key} = {get(key)}, not its head size {head_dim}")
+    if "token_embd.weight" not in shapes:
+        raise WeightsError(f"{path} lacks the tensor token_embd.weight; get the model file again")
+    return ModelConfig(
+        vocab_size=get("vocab_size", shapes["token_embd.weight"][0]),
+        embed=embed,
+        layers=get("block_count"),
+        heads=heads,
+        kv_heads=get("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        mlp=get("feed_forward_length"),
+        rope_theta=float(get("rope.freq_base", 10000.0)),
+        norm_eps=float(get("attention.layer_norm_rms_epsilon")),
+        tied_embeddings="output.weight" not in shapes,
+        context=get("context_length"),
+    )
+
+
+def _readable(kind: gguf.GGMLQuantizationType) -> bool:
+    """Whether the gguf package can dequantise this type, found out on one block of zeros."""
+    if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
+        return True
+    _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    try:
+        gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+    except (NotImplementedError, ValueError):
+        return False
+    return True
+
+
+def _rotary_rows(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Undoes llama.cpp's row order of q and k.
+
+    llama.cpp rotates neighbouring pairs of a head, Hugging Face its first against its second
+    half, so converters interleave the two halves of each head's rows; this takes them apart.
+
+    Args:
+      rows: float32[heads * C, D].
+    """
+    total, embed = rows.shape
+    pairs = rows.reshape(heads, total // heads // 2, 2, embed)
+    return pairs.swapaxes(1, 2).reshape(total, embed)

@@ -1,0 +1,197 @@
+"""Vocabularies of model files: GGUF metadata and Hugging Face directories to tokenizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import decoders, models, pre_tokenizers
+
+from cai_jax.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from cai_jax.weights.names import WeightsError
+
+# llama.cpp's token types.
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
+    """The tokenizer of a GGUF file, from its `tokenizer.ggml.*` metadata.
+
+    Raises:
+      WeightsError: the vocabulary's kind or pre-tokenizer is unknown, or the metadata contradict
+        each other.
+    """
+
+    def get(key: str, default: Any = None) -> Any:
+        return metadata.get(f"tokenizer.ggml.{key}", default)
+
+    kind, tokens = get("model"), get("tokens")
+    if not tokens:
+        raise WeightsError(f"{path} has no vocabulary; use a GGUF file that has one")
+    types = get("token_type") or [1] * len(tokens)
+    if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
+        raise WeightsError(f"{path} has a vocabulary that contradicts itself; get the file again")
+    for key in ("bos_token_id", "eos_token_id", "eot_token_id"):
+        if get(key) is not None and not 0 <= get(key) < len(tokens):
+            raise WeightsError(f"{path} has a {key} outside its vocabulary; get the file again")
+
+    def text(key: str) -> str:
+        return "" if get(key) is None else tokens[get(key)]
+
+    if kind == "llama":
+        model = _sentencepiece_model(tokens, types, get("scores"), get, path)
+        tokenizer: Tokenizer = SentencePieceTokenizer(model, adds_bos=get("add_bos_token", True))
+    elif kind == "gpt2":
+        pre = get("pre", "default")
+        backend = _byte_level_bpe(tokens, types, get("merges", []), pre, path)
+        try:
+            tokenizer = HuggingFaceTokenizer(
+                backend,
+                bos_token=text("bos_token_id"),
+                eos_token=text("eos_token_id"),
+                # Files for Llama 3 may leave the key out, and mean true by it.
+                adds_bos=get("add_bos_token", pre in ("llama-bpe", "llama3", "llama-v3")),
+            )
+        except (ValueError, KeyError) as error:
+            raise WeightsError(f"{path} has an unusable vocabulary: {error}") from error
+    else:
+        raise WeightsError(
+            f"{path} has a vocabulary of kind {kind!r}, and only gpt2 and llama are supported; "
+            "use the model's Hugging Face directory"
+        )
+    turn_end = get("eot_token_id")
+    return tokenizer if turn_end is None else tokenizer.ending_with([turn_end])
+
+
+def from_directory(directory: Path, eos_ids: tuple[int, ...]) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory: tokenizer.json, or else tokenizer.model.
+
+    Args:
+      eos_ids: ends of sequence that config.json and generation_config.json name.
+
+    Raises:
+      WeightsError: there is neither, or the one there is cannot be used.
+    """
+    config_file = directory / "tokenizer_config.json"
+    config = json.loads(config_file.read_text("utf-8")) if config_file.exists() else {}
+    json_file, model_file = directory / "tokenizer.json", directory / "tokenizer.model"
+    try:
+        if json_file.exists():
+            tokenizer: Tokenizer = _from_json(json_file, config)
+        elif model_file.exists():
+            adds_bos = config.get("add_bos_token", True)
+            tokenizer = SentencePieceTokenizer(model_file.read_bytes(), adds_bos=adds_bos)
+        else:
+            raise WeightsError(
+                f"{directory} has no tokenizer.json and no tokenizer.model; add the model's own"
+            )
+    except WeightsError:
+        raise
+    except ValueError as error:
+        raise WeightsError(f"{directory} has an unusable tokenizer: {error}") from error
+    unknown = [i for i in eos_ids if not 0 <= i < tokenizer.vocab_size]
+    if unknown:
+        raise WeightsError(
+            f"{directory} names the end token {unknown[0]}, which its tokenizer lacks"
+        )
+    return tokenizer.ending_with(eos_ids)
+
+
+def _from_json(file: Path, config: dict) -> Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise WeightsError(f"{file} is not a tokenizer.json: {error}") from error
+
+    def text(key: str) -> str:
+        value = config.get(key) or ""
+        return value["content"] if isinstance(value, dict) else value
+
+    bos = text("bos_token")
+    # Whether a BOS is added is the tokenizer's own affair (its post-processor) unless the
+    # configuration says it outright.
+    first = backend.encode("a", add_special_tokens=True).ids[:1]
+    adds_bos = config.get("add_bos_token")
+    if adds_bos is None:
+        adds_bos = bool(bos) and first == [backend.token_to_id(bos)]
+    return HuggingFaceTokenizer(
+        backend, bos_token=bos, eos_token=text("eos_token"), adds_bos=adds_bos
+    )
+
+
+def _byte_level_bpe(
+    tokens: list[str], types: list[int], merges: list[str], pre: str, path: Path
+) -> tokenizers.Tokenizer:
+    """A byte-level BPE tokenizer with llama.cpp's pre-tokenizer `pre`."""
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    # Tokens put in whole, not by merging; as added tokens they need no merge.
+    whole = {
+        i: token
+        for i, token in enumerate(tokens)
+        if types[i] in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    }
+    try:
+        backend = tokenizers.Tokenizer(
+            models.BPE({token: i for i, token in enumerate(tokens)}, pairs)
+        )
+    except Exception as error:  # the library raises plain Exception
+        raise WeightsError(f"{path} has merges that its vocabulary lacks: {error}") from error
+    backend.pre_tokenizer = _pre_tokenizer(pre, path)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens(
+        [
+            tokenizers.AddedToken(token, special=types[i] != _USER_DEFINED, normalized=False)
+            for i, token in whole.items()
+        ]
+    )
+    return backend
+
+
+def _pre_tokenizer(pre: str, path: Path) -> pre_tokenizers.PreTokenizer:
+    """What llama.cpp means by `tokenizer.ggml.pre`, in the tokenizers library's terms."""
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if pre in ("gpt-2", "olmo", "jais", "mpt"):
+        return gpt2
+    if pre in ("smollm", "starcoder", "refact", "codeshell", "exaone"):
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
+    patterns = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "qwen2": _QWEN2}
+    if pre in patterns:
+        pattern = tokenizers.Regex(patterns[pre])
+        return pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(pattern, behavior="isolated", invert=False), plain]
+        )
+    raise WeightsError(
+        f"{path} has the pre-tokenizer {pre!r}, which is not supported; "
+        "use the model's Hugging Face directory"
+    )
+
+
+def _sentencepiece_model(tokens, types, scores, get, path: Path) -> bytes:
+    """A SentencePiece model with the pieces of a llama-kind GGUF vocabulary."""
+    if scores is None or len(scores) != len(tokens):
+        raise WeightsError(f"{path} has a vocabulary without scores; get the file again")
+    proto = sentencepiece_model_pb2.ModelProto()
+    for token, kind, score in zip(tokens, types, scores, strict=True):
+        proto.pieces.add(piece=token, type=int(kind), score=float(score))
+    trainer = proto.trainer_spec
+    trainer.model_type = trainer.BPE
+    trainer.vocab_size = len(tokens)
+    trainer.byte_fallback = True
+    trainer.unk_id = get("unknown_token_id", 0)
+    trainer.bos_id = get("bos_token_id", -1)
+    trainer.eos_id = get("eos_token_id", -1)
+    trainer.unk_piece = tokens[trainer.unk_id]
+    trainer.bos_piece = tokens[trainer.bos_id] if trainer.bos_id >= 0 else ""
+    trainer.eos_piece = tokens[trainer.eos_id] if trainer.eos_id >= 0 else ""
+    proto.normalizer_spec.name = "identity"
+    return proto.SerializeToString()
