@@ -1,0 +1,115 @@
+"""From scores to advantages: KL-shaped rewards, generalised advantage estimation, whitening."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from cai_jax import losses
+
+
+def last_index(mask: jax.Array) -> jax.Array:
+    """Index of the last True of each row, wherever the padding is: bool[B, T] -> int32[B].
+
+    A row without any True gives T - 1.
+    """
+    chex.assert_rank(mask, 2)
+    length = mask.shape[1]
+    return length - 1 - jnp.argmax(mask[:, ::-1], axis=1).astype(jnp.int32)
+
+
+def shaped_rewards(
+    score: jax.Array,
+    logprobs: jax.Array,
+    ref_logprobs: jax.Array,
+    mask: jax.Array,
+    kl_coefficient: float,
+) -> jax.Array:
+    """Per-token rewards of a rollout.
+
+    r_t = -kl_coefficient * (logprobs_t - ref_logprobs_t) + [t is the last real token] * score
+
+    Reference: r_total = r_PM - lambda * KL in 2204.05862, section 4.1, with the KL spread over the
+    tokens as in Ziegler et al. 1909.08593, Eq. 2. The last real token is the last True of the
+    mask: the end token where one was sampled. Rewards under False are 0; a row without any real
+    token gets none.
+
+    Args:
+      score: float32[B].
+      logprobs: float32[B, R] of the policy that sampled.
+      ref_logprobs: float32[B, R] of the reference.
+      mask: bool[B, R].
+      kl_coefficient: lambda, at least 0.
+
+    Returns:
+      float32[B, R].
+    """
+    chex.assert_rank([score, logprobs, ref_logprobs, mask], [1, 2, 2, 2])
+    chex.assert_equal_shape([logprobs, ref_logprobs, mask])
+    chex.assert_type([score, logprobs, ref_logprobs], jnp.float32)
+    penalty = -kl_coefficient * (logprobs - ref_logprobs)
+    is_last = jnp.arange(mask.shape[1]) == last_index(mask)[:, None]
+    return jnp.where(mask, penalty + jnp.where(is_last, score[:, None], 0.0), 0.0)
+
+
+def gae(
+    rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float, lam: float
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimation along each response.
+
+    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lambda A_{t+1};  R_t = A_t + V_t
+
+    Reference: Schulman et al. 1506.02438, Eqs. 11 and 16. A response is an episode: after its last
+    real token V and A are 0 (no bootstrap), also where sampling stopped at the length limit.
+    Masked tokens are not part of the episode: the recursion passes over them, so what they hold
+    is never read.
+
+    Args:
+      rewards: float32[B, R].
+      values: float32[B, R], of the state before each token.
+      mask: bool[B, R].
+      gamma: discount a token.
+      lam: lambda.
+
+    Returns:
+      advantages float32[B, R] and returns float32[B, R], both 0 under False.
+    """
+    chex.assert_rank([rewards, values, mask], 2)
+    chex.assert_equal_shape([rewards, values, mask])
+    chex.assert_type([rewards, values], jnp.float32)
+
+    def back(carry, xs):
+        next_advantage, next_value = carry
+        reward, value, real = xs
+        advantage = reward + gamma * next_value - value + gamma * lam * next_advantage
+        carry = (
+            jnp.where(real, advantage, next_advantage),
+            jnp.where(real, value, next_value),
+        )
+        return carry, jnp.where(real, advantage, 0.0)
+
+    zeros = jnp.zeros_like(rewards[:, 0])
+    _, advantages = jax.lax.scan(back, (zeros, zeros), (rewards.T, values.T, mask.T), reverse=True)
+    advantages = advantages.T
+    return advantages, jnp.where(mask, advantages + values, 0.0)
+
+
+def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Zero mean and unit variance over the True elements of the whole batch, 0 elsewhere.
+
+    (x - mean) / sqrt(var + 1e-8), with the biased variance of the unmasked elements.
+
+    Args:
+      x: float32[B, R].
+      mask: bool[B, R].
+
+    Returns:
+      float32[B, R].
+    """
+    chex.assert_equal_shape([x, mask])
+    chex.assert_type(x, jnp.float32)
+    mean = losses.masked_mean(x, mask)
+    centred = jnp.where(mask, x - mean, 0.0)
+    variance = losses.masked_mean(jnp.square(centred), mask)
+    return centred * jax.lax.rsqrt(variance + 1e-8)

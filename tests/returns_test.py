@@ -1,0 +1,112 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cai_jax import returns
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_last_index():
+    mask = jnp.array([[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
+    assert returns.last_index(mask).tolist() == [1, 2, 3, 3]
+
+
+def test_shaped_rewards_by_hand():
+    mask = jnp.array([[True, True, False], [True, True, True], [False, False, False]])
+    lp = jnp.array([[-1.0, -2.0, -9.0], [-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0]])
+    ref = jnp.array([[-2.0, -1.0, -5.0], [-1.0, -1.0, -3.0], [-2.0, -2.0, -2.0]])
+    out = returns.shaped_rewards(jnp.array([10.0, -4.0, 7.0]), lp, ref, mask, 0.1)
+    expected = [[-0.1, 10.1, 0.0], [0.0, 0.0, -4.2], [0.0, 0.0, 0.0]]
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    assert out.dtype == jnp.float32
+
+
+def test_the_score_lands_on_the_last_real_token_wherever_padding_is():
+    zeros = jnp.zeros((3, 4))
+    mask = jnp.array([[1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]], bool)
+    out = returns.shaped_rewards(jnp.array([1.0, 2.0, 3.0]), zeros, zeros, mask, 0.5)
+    assert out.tolist() == [[0, 1, 0, 0], [0, 0, 0, 2], [0, 0, 3, 0]]
+
+
+def test_rewards_stay_fractions():
+    # Built with zeros_like(token_ids) they would become integers and 0.25 would vanish.
+    out = returns.shaped_rewards(
+        jnp.array([0.25]), jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.ones((1, 1), bool), 0.0
+    )
+    assert out.dtype == jnp.float32 and out[0, 0] == 0.25
+    with pytest.raises(AssertionError):
+        returns.shaped_rewards(
+            jnp.array([1]), jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.ones((1, 1), bool), 0.0
+        )
+
+
+def test_masked_logprobs_never_reach_the_rewards():
+    lp = jnp.array([[-1.0, jnp.nan]])
+    mask = jnp.array([[True, False]])
+    out = returns.shaped_rewards(jnp.ones(1), lp, jnp.zeros((1, 2)), mask, 1.0)
+    assert out.tolist() == [[2.0, 0.0]]
+
+
+def test_gae_by_hand():
+    rewards = jnp.array([[0.0, 0.0, 1.0]])
+    values = jnp.array([[0.5, 0.5, 0.5]])
+    mask = jnp.ones((1, 3), bool)
+    advantages, targets = returns.gae(rewards, values, mask, 1.0, 0.95)
+    np.testing.assert_allclose(advantages, [[0.5 * 0.95**2, 0.5 * 0.95, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(targets, advantages + 0.5, rtol=1e-6)
+
+
+def reference_gae(rewards, values, gamma, lam):
+    """The infinite sum of 1506.02438, Eq. 16, written out for one unpadded episode."""
+    n = len(rewards)
+    values = np.append(values, 0.0)
+    deltas = [rewards[t] + gamma * values[t + 1] - values[t] for t in range(n)]
+    return [sum((gamma * lam) ** (u - t) * deltas[u] for u in range(t, n)) for t in range(n)]
+
+
+@pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0)])
+def test_gae_equals_the_written_out_sum_whatever_the_padding_holds(gamma, lam):
+    rewards, values = draw(4, 6), draw(4, 6, seed=1)
+    mask = jnp.array(
+        [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]], bool
+    )
+    dirty = [jnp.where(mask, x, 1e6) for x in (rewards, values)]
+    advantages, targets = returns.gae(*dirty, mask, gamma, lam)
+    for b in range(4):
+        real = np.flatnonzero(mask[b])
+        expected = np.zeros(6)
+        expected[real] = reference_gae(
+            np.asarray(rewards)[b, real], np.asarray(values)[b, real], gamma, lam
+        )
+        np.testing.assert_allclose(advantages[b], expected, rtol=1e-4, atol=1e-5)
+        expected[real] += np.asarray(values)[b, real]
+        np.testing.assert_allclose(targets[b], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gae_with_lambda_one_gives_the_sum_of_rewards_as_return():
+    rewards, values = draw(2, 5), draw(2, 5, seed=1)
+    _, targets = returns.gae(rewards, values, jnp.ones((2, 5), bool), 1.0, 1.0)
+    expected = np.cumsum(np.asarray(rewards)[:, ::-1], axis=1)[:, ::-1]
+    np.testing.assert_allclose(targets, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_whiten_uses_unmasked_elements_of_the_whole_batch():
+    x = jnp.array([[1.0, 3.0, 1e9], [5.0, 7.0, jnp.nan]])
+    mask = jnp.array([[True, True, False], [True, True, False]])
+    out = np.asarray(returns.whiten(x, mask))
+    np.testing.assert_allclose(out[:, :2].ravel(), np.array([-3, -1, 1, 3]) / np.sqrt(5), rtol=1e-5)
+    assert (out[:, 2] == 0).all()
+
+
+def test_whiten_of_one_element_or_equal_elements_is_zero():
+    assert returns.whiten(jnp.array([[4.0]]), jnp.array([[True]])).tolist() == [[0.0]]
+    assert (returns.whiten(jnp.full((2, 2), 3.0), jnp.ones((2, 2), bool)) == 0).all()
+
+
+def test_whitened_advantages_are_differentiable_without_nan():
+    x, mask = jnp.zeros((1, 3)), jnp.array([[True, True, False]])
+    assert jnp.isfinite(jax.grad(lambda x: returns.whiten(x, mask).sum())(x)).all()
