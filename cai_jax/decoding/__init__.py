@@ -1,0 +1,5 @@
+"""Scripts in, Transcripts out."""
+
+from cai_jax.decoding.engine import Engine, Stats
+
+__all__ = ["Engine", "Stats"]

@@ -1,0 +1,206 @@
+"""Which tokens each slot reads next: Scripts as token programs, and the state of a slot.
+
+Plain Python on data that every host has, so all hosts of a pod decide alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from cai_jax.decoding.stops import cut_at_stop
+from cai_jax.script import Force, Sample, Script, Segment, SegmentResult, Transcript
+from cai_jax.tokenizer import Tokenizer
+
+END, STOP, LENGTH = 1, 2, 3  # why a sampled segment ended; 0 while it runs
+REASONS = {END: "end", STOP: "stop", LENGTH: "length"}
+
+
+class ScriptError(ValueError):
+    """A Script that the engine cannot run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A Script in tokens.
+
+    Attributes:
+      script: the Script.
+      tokens: for each segment, Force: its tokens; Choose: a tuple of each option's; Sample: ().
+      prefix: all tokens that stand before the first Sample or Choose, BOS included.
+      longest: the most context tokens the Script can come to need.
+    """
+
+    script: Script
+    tokens: tuple[tuple, ...]
+    prefix: tuple[int, ...]
+    longest: int
+
+
+def compile_script(script: Script, tokenizer: Tokenizer) -> Program:
+    """Tokenizes a Script, segment by segment.
+
+    Raises:
+      ScriptError: nothing to read before the first Sample or Choose, or an empty option.
+    """
+    tokens: list[tuple] = []
+    bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+    prefix, opening, longest = list(bos), True, len(bos)
+    for segment in script.segments:
+        if isinstance(segment, Force):
+            ids = tuple(tokenizer.encode(segment.text, control=segment.control))
+            prefix += ids if opening else ()
+            longest += len(ids)
+            tokens.append(ids)
+            continue
+        if opening and not prefix:
+            raise ScriptError(
+                f"script '{script.id}' asks for text before it forces any; begin with a Force."
+            )
+        opening = False
+        if isinstance(segment, Sample):
+            # A token cut by a stop string may come back as a few shorter ones.
+            longest += segment.max_new_tokens + (8 if segment.stop else 0)
+            tokens.append(())
+        else:
+            options = tuple(tuple(tokenizer.encode(option)) for option in segment.options)
+            if not options or not all(options):
+                raise ScriptError(f"script '{script.id}' has a Choose with an empty option.")
+            longest += max(map(len, options))
+            tokens.append(options)
+    return Program(script, tuple(tokens), tuple(prefix), longest)
+
+
+def shared_prefix(programs: list[Program], least: int) -> int:
+    """How many first tokens all programs share, at least one left to each; 0 if under `least`."""
+    if len(programs) < 2:
+        return 0
+    low, high = (pick(p.prefix for p in programs) for pick in (min, max))
+    limit = min(min(len(p.prefix) for p in programs) - 1, len(low), len(high))
+    length = next((i for i in range(limit) if low[i] != high[i]), limit)
+    return length if length >= least else 0
+
+
+class Slot:
+    """One sequence on its way through a Script.
+
+    Attributes:
+      context: tokens whose keys and values stand in the slot, the shared prefix left out.
+      feed: tokens still to be read.
+      segment: index of the segment in progress.
+      sampled, logprobs: what the current Sample has written so far.
+      stop_state: where its text stands in the stop automaton.
+    """
+
+    def __init__(self, program: Program, order: int, shared: int, tokenizer: Tokenizer):
+        self.program = program
+        self.order = order
+        self.tokenizer = tokenizer
+        self.context: list[int] = []
+        self.feed = list(program.prefix[shared:])
+        self.logits_ready = False  # the slot's logits follow its whole context
+        self.results: list[SegmentResult] = []
+        self.sampled: list[int] = []
+        self.logprobs: list[float] = []
+        self.stop_state = 0
+        self._opening = True
+        self._advance()
+
+    @property
+    def segment(self) -> Segment | None:
+        """The Sample or Choose in progress, or None when the Script is done."""
+        index = len(self.results)
+        segments = self.program.script.segments
+        return segments[index] if index < len(segments) else None
+
+    @property
+    def segments_left(self) -> int:
+        """How many segments are unanswered, the current one counted."""
+        return len(self.program.script.segments) - len(self.results)
+
+    @property
+    def options(self) -> tuple[tuple[int, ...], ...]:
+        """The current Choose's options in tokens."""
+        return self.program.tokens[len(self.results)]
+
+    def _advance(self) -> None:
+        """Moves Forces into the feed until a Sample or Choose is next; leaves nothing unread."""
+        while isinstance(self.segment, Force):
+            ids = self.program.tokens[len(self.results)]
+            if not self._opening:  # the opening Forces are the program's prefix
+                self.feed += ids
+            self.results.append(SegmentResult(text=self.segment.text, tokens=ids))
+        self._opening = False
+        if self.segment is not None and not self.feed and not self.logits_ready:
+            self.feed = [self.context.pop()]  # read again for the logits that follow it
+
+    def fed(self, count: int) -> None:
+        """Records that the next `count` tokens of the feed were read."""
+        self.context += self.feed[:count]
+        del self.feed[:count]
+        self.logits_ready = True
+
+    def drew(self, tokens: list[int], logprobs: list[float], stop_state: int, reason: int) -> None:
+        """Records sampled tokens; all but the newest stand in the slot. `reason` 0: goes on."""
+        first = 0 if self.sampled else 1
+        self.context += (self.sampled[-1:] + tokens)[: len(tokens) - first]
+        self.sampled += tokens
+        self.logprobs += logprobs
+        self.stop_state = stop_state
+        self.logits_ready = False
+        if reason:
+            self._close_sample(reason)
+
+    def _close_sample(self, reason: int) -> None:
+        """Ends a Sample: its result, and the context as a following Force shall find it."""
+        written = self.sampled[:-1] if reason == END else self.sampled
+        data = b"".join(self.tokenizer.token_bytes(t) for t in written)
+        keep, rest = len(written), b""
+        if reason == STOP:
+            # Only tokens wholly before the stop string stay; a remainder is read as forced text.
+            data = data[: cut_at_stop(data, self.segment.stop)]
+            keep, size = 0, 0
+            for token in written:
+                size += len(self.tokenizer.token_bytes(token))
+                if size > len(data):
+                    break
+                keep += 1
+            rest = data[sum(len(self.tokenizer.token_bytes(t)) for t in written[:keep]) :]
+        text = data.decode("utf-8", errors="replace")
+        tokens, logprobs = tuple(self.sampled), tuple(self.logprobs)
+        in_slot = len(self.sampled) - 1
+        if keep < in_slot:
+            del self.context[len(self.context) - (in_slot - keep) :]
+        else:
+            self.feed += written[in_slot:keep]
+        if rest:
+            self.feed += self.tokenizer.encode(rest.decode("utf-8", errors="replace"))
+        self.results.append(SegmentResult(text, tokens, logprobs, stop_reason=REASONS[reason]))
+        self.sampled, self.logprobs, self.stop_state = [], [], 0
+        self._advance()
+
+    def chose(self, option_logprobs: list[float]) -> None:
+        """Records a Choose; the context stays as it was."""
+        self.results.append(SegmentResult(option_logprobs=tuple(option_logprobs)))
+        self._advance()
+
+    @property
+    def transcript(self) -> Transcript:
+        return Transcript(self.program.script.id, tuple(self.results))
+
+
+def bucket(n: int, buckets: tuple[int, ...]) -> int:
+    """The smallest bucket that holds n, or the largest."""
+    return next((b for b in buckets if b >= n), buckets[-1])
+
+
+def powers_of_two(low: int, high: int) -> tuple[int, ...]:
+    """low, 2 low, 4 low, ... and high itself."""
+    steps = max(0, math.ceil(math.log2(high / low))) if high > low else 0
+    return (*(low << i for i in range(steps)), high)
+
+
+def wants(slot: Slot | None, kind: type) -> bool:
+    """Whether a slot has read all it must and now stands at a Sample or a Choose."""
+    return slot is not None and not slot.feed and isinstance(slot.segment, kind)
+

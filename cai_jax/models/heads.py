@@ -1,0 +1,30 @@
+"""A scalar read from hidden states: the preference model's score and the value function."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from cai_jax.models.transformer import Params
+
+
+def with_scalar_head(params: Params) -> Params:
+    """A language model's trunk with a fresh scalar head, zero so that all scores start equal."""
+    width = params["final_norm"]["scale"].shape[0]
+    trunk = {k: v for k, v in params.items() if k not in ("lm_head", "scalar_head")}
+    head = {"kernel": jnp.zeros((width, 1), jnp.float32), "bias": jnp.zeros((1,), jnp.float32)}
+    return {**trunk, "scalar_head": head}
+
+
+def scalar(params: Params, hidden: jax.Array) -> jax.Array:
+    """[..., D] -> float32[...]."""
+    head = params["scalar_head"]
+    product = jnp.dot(hidden.astype(jnp.float32), head["kernel"].astype(jnp.float32))
+    return (product + head["bias"].astype(jnp.float32))[..., 0]
+
+
+def last_token(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    """The hidden state [B, D] at each row's last real token, whatever the padding's side."""
+    length = mask.shape[1]
+    last = jnp.max(jnp.where(mask, jnp.arange(length), -1), axis=1)
+    return jnp.take_along_axis(hidden, jnp.maximum(last, 0)[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,87 @@
+"""The pieces of a Llama block: RMSNorm, rotary positions, attention, gated MLP."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cai_jax.models.attention import Past, attention_with_past, self_attention
+from cai_jax.models.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (arXiv 1910.07467)."""
+
+    eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
+        return (x * scale.astype(jnp.float32)).astype(self.dtype)
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines float32[B, T, 1, C/2] for int32[B, T] positions (arXiv 2104.09864)."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates [B, T, heads, C]; dimension i pairs with i + C/2, as in Hugging Face's layout."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return rotated.astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and gated MLP, each added to the residual stream."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        past: tuple[Past, ...] | None,
+        cos: jax.Array,
+        sin: jax.Array,
+        mask: jax.Array,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Runs one layer.
+
+        Args:
+          x: [B, T, D].
+          past: this layer's earlier keys and values, or None when the sequence stands alone.
+          cos, sin: float32[B, T, 1, C/2].
+          mask: bool[B, T, T], query by key, over the new tokens.
+
+        Returns:
+          x [B, T, D], and the new tokens' (k, v) [B, T, K, C] when `past` is given.
+        """
+        config = self.config
+        dense = lambda name, features, axis=-1: nn.DenseGeneral(  # noqa: E731
+            features, axis=axis, use_bias=False, dtype=self.dtype, name=name
+        )
+        h = RMSNorm(config.norm_eps, self.dtype, name="attention_norm")(x)
+        q = rotate(dense("q", (config.heads, config.head_dim))(h), cos, sin)
+        k = rotate(dense("k", (config.kv_heads, config.head_dim))(h), cos, sin)
+        v = dense("v", (config.kv_heads, config.head_dim))(h)
+        if past is None:
+            attended = self_attention(q, k, v, mask)
+        else:
+            attended = attention_with_past(q, k, v, mask, past)
+        x = x + dense("o", config.embed, (-2, -1))(attended)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
+
+        h = RMSNorm(config.norm_eps, self.dtype, name="mlp_norm")(x)
+        h = nn.silu(dense("gate", config.mlp)(h)) * dense("up", config.mlp)(h)
+        x = x + dense("down", config.embed)(h)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
+        return x, None if past is None else (k, v)

@@ -1,0 +1,109 @@
+"""A decoder-only transformer: tokens to hidden states, hidden states to logits."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cai_jax.models.attention import Past
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.layers import Block, RMSNorm, rotary_angles
+
+Params = dict
+
+
+class Transformer(nn.Module):
+    """Embedding, scanned blocks and a last norm.
+
+    Attributes:
+      config: the shape.
+      dtype: of activations and matrix products; norms, softmax and logits are float32.
+      remat: whether a block's activations are recomputed in the backward pass.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        past: tuple[Past, ...] | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Runs the stack.
+
+        Args:
+          tokens: int32[B, T].
+          positions: int32[B, T].
+          mask: bool[B, T, T], query by key, over these tokens.
+          past: earlier keys and values with a leading L axis, or None.
+
+        Returns:
+          hidden [B, T, D] after the last norm, and the new (k, v) [L, B, T, K, C] if `past`.
+        """
+        config = self.config
+        embed = nn.Embed(config.vocab_size, config.embed, dtype=self.dtype, name="embed")
+        x = embed(tokens)
+        cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        layered = Past(k=0, v=0, mask=nn.broadcast)
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(past and tuple(layered for _ in past), *[nn.broadcast] * 3),
+            length=config.layers,
+        )(config, self.dtype, name="layers")
+        x, new = layers(x, past, cos, sin, mask)
+        if self.is_initializing() and not config.tied_embeddings:
+            nn.DenseGeneral(config.vocab_size, use_bias=False, name="lm_head")(x[:, :1])
+        return RMSNorm(config.norm_eps, self.dtype, name="final_norm")(x), new
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Random float32 params of the tree that the weights floor describes."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    variables = Transformer(config).init(key, one, one, jnp.ones((1, 1, 1), bool))
+    return variables["params"]
+
+
+def unembedding(params: Params) -> jax.Array:
+    """The output matrix [D, V]: the head's own, or the embedding transposed."""
+    if "lm_head" in params:
+        return params["lm_head"]["kernel"]
+    return params["embed"]["embedding"].T
+
+
+def logits(params: Params, hidden: jax.Array) -> jax.Array:
+    """[..., D] -> float32[..., V]."""
+    return jnp.dot(
+        hidden, unembedding(params).astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+
+
+def causal_mask(segment_ids: jax.Array) -> jax.Array:
+    """bool[B, T, T]: a token sees itself and earlier tokens of its own segment; 0 is padding."""
+    t = segment_ids.shape[1]
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return same & (segment_ids[:, None, :] > 0) & jnp.tril(jnp.ones((t, t), bool))
+
+
+def hidden_states(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    remat: bool = False,
+) -> jax.Array:
+    """Hidden states [B, T, D] of whole sequences; no token sees another segment or padding."""
+    module = Transformer(config, dtype, remat)
+    trunk = {k: v for k, v in params.items() if k not in ("lm_head", "scalar_head")}
+    out, _ = module.apply({"params": trunk}, tokens, positions, causal_mask(segment_ids))
+    return out
