@@ -1,0 +1,90 @@
+"""Metrics as JSON lines that a killed and continued run writes as an uninterrupted one would."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class MetricsLog:
+    """Appends rows {"step": int, name: value, ...}, one a step.
+
+    Metrics named perf/... depend on the machine and the moment; they go to `perf.jsonl` beside
+    `path`, so that `path` itself is the same from run to run. A last line half written by a killed
+    process is dropped when the log is opened again.
+
+    Args:
+      path: such as WORKDIR/STAGE/metrics.jsonl; its folder is created if absent.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.perf_path = self.path.with_name("perf.jsonl")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for each in (self.path, self.perf_path):
+            _keep_steps(each, math.inf)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends one row, on disk when it returns (past a kill of the process).
+
+        Args:
+          step: optimiser steps done, the one described included.
+          metrics: name to a number (also a NumPy or jax scalar); one that is not finite is
+            written as null, which JSON has.
+        """
+        values = {name: _number(value) for name, value in sorted(metrics.items())}
+        perf = {name: value for name, value in values.items() if name.startswith("perf/")}
+        rest = {name: value for name, value in values.items() if name not in perf}
+        for path, row in ((self.path, rest), (self.perf_path, perf)):
+            if row:
+                # Opened anew each time: nothing lies in a buffer when the process is killed.
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": int(step), **row}) + "\n")
+
+    def truncate(self, step: int) -> None:
+        """Drops the rows past `step`, which a run continued from there will write again."""
+        for path in (self.path, self.perf_path):
+            _keep_steps(path, step)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `path`, in order."""
+        return [row for row, _ in _read(self.path)]
+
+
+def _number(value: Any) -> int | float | None:
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _read(path: Path) -> list[tuple[dict[str, Any], str]]:
+    """The whole lines of a log with what they say; it ends at the first that is not whole."""
+    found = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+                whole = line.endswith("\n") and isinstance(row["step"], int)
+            except (ValueError, TypeError, KeyError):
+                whole = False
+            if not whole:
+                break
+            found.append((row, line))
+    return found
+
+
+def _keep_steps(path: Path, last: float) -> None:
+    if not path.exists():
+        return
+    text = "".join(line for row, line in _read(path) if row["step"] <= last)
+    if len(text.encode()) != path.stat().st_size:
+        new = path.with_name(path.name + ".new")
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, path)
