@@ -316,12 +316,12 @@ def _metaspace_bytes(piece: str) -> bytes:
 
 
 def _byte_level_bytes(piece: str) -> bytes:
-    table = _byte_level_table()
+    table = byte_level_table()
     return bytes(table[char] for char in piece)
 
 
 @functools.cache
-def _byte_level_table() -> dict[str, int]:
+def byte_level_table() -> dict[str, int]:
     """GPT-2's printable character for each byte, inverted (Radford et al. 2019, encoder.py)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in printable]

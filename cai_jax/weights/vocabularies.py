@@ -10,7 +10,13 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers
 
-from cai_jax.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from cai_jax.tokenizer import (
+    BytesTokenizer,
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    byte_level_table,
+)
 from cai_jax.weights.names import WeightsError
 
 # llama.cpp's token types.
@@ -104,6 +110,18 @@ def from_directory(directory: Path, eos_ids: tuple[int, ...]) -> Tokenizer:
             f"{directory} names the end token {unknown[0]}, which its tokenizer lacks"
         )
     return tokenizer.ending_with(eos_ids)
+
+
+def to_json(tokenizer: HuggingFaceTokenizer | BytesTokenizer) -> str:
+    """A tokenizer.json that gives the same ids; bytes become byte-level BPE without merges."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer.to_json()
+    vocab = byte_level_table() | tokenizer.control_tokens
+    backend = tokenizers.Tokenizer(models.BPE(vocab, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(tokenizer.control_tokens))
+    return backend.to_str(pretty=True)
 
 
 def _from_json(file: Path, config: dict) -> Tokenizer:
