@@ -24,10 +24,12 @@ LossFn = Callable[..., tuple[jax.Array, Metrics]]
 
 @flax.struct.dataclass
 class TrainState:
-    """Attributes:
-    step: int32[], optimiser steps so far.
-    params: float32 tree.
-    opt_state: the optimiser's, for these params alone.
+    """What one optimiser step turns into the next.
+
+    Attributes:
+      step: int32[], optimiser steps so far.
+      params: float32 tree.
+      opt_state: the optimiser's, for these params alone.
     """
 
     step: jax.Array
@@ -61,9 +63,9 @@ def make_step(
         is a mean; with accumulate > 1 its metrics hold "count", the size of that mean (targets,
         pairs, tokens).
       optimizer: from `optimizer.make`.
-      accumulate: microbatches a batch is split into, its leading axis a multiple of them. Gradients,
-        loss and metrics are the means over microbatches weighted by count, so the update is that
-        of the whole batch for any loss that is a mean.
+      accumulate: microbatches a batch is split into; its leading axis is a multiple of it.
+        Gradients, loss and metrics are means over microbatches weighted by count, so the update
+        is that of the whole batch.
       state_shardings: layout of the returned state; the caller puts the first state there.
 
     Returns:

@@ -1,0 +1,202 @@
+"""Device meshes, and the table that lays arrays out on them by the names of their axes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+PyTree = Any
+AxisNames = tuple[str | None, ...]
+Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axis (several: split over all of them; None: whole on every device).
+DEFAULT_RULES: Rules = (
+    ("batch", ("data", "fsdp")),
+    ("slots", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("vocab", "tensor"),
+    ("head_dim", None),
+    ("layers", None),
+    ("norm", None),
+    ("tokens", None),
+)
+
+# By the last two names of a tensor's path, so params, their gradients and their optimiser moments
+# are all covered; a layer's tensors have a leading layers axis.
+_PARAM_AXES: Mapping[tuple[str, str], AxisNames] = {
+    ("embed", "embedding"): ("vocab", "embed"),
+    ("attention_norm", "scale"): ("layers", "norm"),
+    ("q", "kernel"): ("layers", "embed", "heads", "head_dim"),
+    ("k", "kernel"): ("layers", "embed", "kv_heads", "head_dim"),
+    ("v", "kernel"): ("layers", "embed", "kv_heads", "head_dim"),
+    ("o", "kernel"): ("layers", "heads", "head_dim", "embed"),
+    ("mlp_norm", "scale"): ("layers", "norm"),
+    ("gate", "kernel"): ("layers", "embed", "mlp"),
+    ("up", "kernel"): ("layers", "embed", "mlp"),
+    ("down", "kernel"): ("layers", "mlp", "embed"),
+    ("final_norm", "scale"): ("norm",),
+    ("lm_head", "kernel"): ("embed", "vocab"),
+    ("scalar_head", "kernel"): ("embed", None),
+    ("scalar_head", "bias"): (None,),
+}
+
+
+def make_mesh(shape: Mapping[str, int]) -> Mesh:
+    """A mesh over all devices of all processes with axes data, fsdp and tensor.
+
+    Args:
+      shape: sizes of those three axes; one may be -1 and takes what is left.
+
+    Raises:
+      ValueError: other axes, or sizes whose product is not the number of devices.
+    """
+    if set(shape) != set(MESH_AXES):
+        raise ValueError(
+            f"A mesh has the axes {', '.join(MESH_AXES)}; the config gives "
+            f"{', '.join(shape) or 'none'}."
+        )
+    sizes = [shape[name] for name in MESH_AXES]
+    devices = jax.device_count()
+    fixed = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and fixed > 0 and devices % fixed == 0:
+        sizes[sizes.index(-1)] = devices // fixed
+    if min(sizes) < 1 or math.prod(sizes) != devices:
+        asked = ", ".join(f"{name}={shape[name]}" for name in MESH_AXES)
+        raise ValueError(
+            f"The mesh {asked} does not cover the {devices} devices exactly; the sizes must "
+            "multiply to that, and at most one may be -1."
+        )
+    types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types)
+
+
+def spec(names: AxisNames, rules: Rules) -> PartitionSpec:
+    """The partition of an array whose axes have these logical names (None: not split)."""
+    table = dict(rules)
+    if unknown := [name for name in names if name is not None and name not in table]:
+        raise ValueError(f"The sharding rules have no line for the axis {unknown[0]!r}.")
+    return PartitionSpec(*(None if name is None else table[name] for name in names))
+
+
+def shardings(axes: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
+    """A tree of NamedSharding from a tree of tuples of logical axis names."""
+    return jax.tree.map(
+        lambda names: NamedSharding(mesh, spec(names, rules)),
+        axes,
+        is_leaf=lambda x: isinstance(x, tuple) and all(n is None or isinstance(n, str) for n in x),
+    )
+
+
+def param_axes(params: PyTree) -> PyTree:
+    """The logical axis names of every tensor, found by its path.
+
+    Works on params, on a PM's or value model's, and on a whole TrainState: optimiser moments lie
+    under the same names. What has another rank than the table says (a step counter, Adafactor's
+    factors) gets no names and is whole on every device.
+
+    Returns:
+      A tree like `params` of tuples of names, for `shardings`.
+
+    Raises:
+      ValueError: a tensor of rank 1 or more whose path the table doesn't know.
+    """
+
+    def names(path, leaf):
+        keys = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
+        found = _PARAM_AXES.get(tuple(keys[-2:]))
+        if np.ndim(leaf) and found is None:
+            raise ValueError(f"No logical axes are known for the tensor {'/'.join(keys)}.")
+        return found if found and len(found) == np.ndim(leaf) else (None,) * np.ndim(leaf)
+
+    return jax.tree_util.tree_map_with_path(names, params)
+
+
+def param_shardings(params: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
+    """Shardings for params or a TrainState (arrays or ShapeDtypeStruct), checked to divide.
+
+    Raises:
+      ValueError: a dimension that its mesh axes do not divide; the sentence names both.
+    """
+    axes = param_axes(params)
+    tree = shardings(axes, mesh, rules)
+
+    def check(path, leaf, sharding):
+        for axis, (size, over) in enumerate(zip(leaf.shape, sharding.spec, strict=True)):
+            over = (over,) if isinstance(over, str) else over or ()
+            ways = math.prod(mesh.shape[name] for name in over)
+            if size % ways:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ValueError(
+                    f"Axis {axis} of {name} has size {size}, which the mesh splits {ways} ways "
+                    f"({', '.join(over)}); change the mesh or map that axis to None in the rules."
+                )
+
+    jax.tree_util.tree_map_with_path(check, params, tree)
+    return tree
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp; every other axis whole. For every array of a batch."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Puts a host batch on the mesh.
+
+    Args:
+      batch: a tree of arrays with a leading batch axis. Every process passes the same global
+        batch, and each copies only its own rows to its devices.
+
+    Raises:
+      ValueError: the number of rows is not a multiple of data x fsdp.
+    """
+    sharding = batch_sharding(mesh)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def put(x):
+        x = np.asarray(x)
+        if x.shape[0] % ways:
+            raise ValueError(
+                f"A batch of {x.shape[0]} rows does not divide over data x fsdp = {ways}; "
+                "change batch_size or the mesh."
+            )
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, batch)
+
+
+def start_multihost() -> None:
+    """Joins this process to the others, before anything touches a device.
+
+    Does nothing unless the environment asks for it: JAX_COORDINATOR_ADDRESS (with
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID where no cluster manager supplies them), or
+    CAI_JAX_MULTIHOST=1 where jax can find the others by itself (TPU pods, Slurm). Every host runs
+    the same command.
+
+    Raises:
+      ValueError: the environment asks for it but doesn't say enough.
+    """
+    coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if not coordinator and os.environ.get("CAI_JAX_MULTIHOST") != "1":
+        return
+    counts = {}
+    for argument, name in (
+        ("num_processes", "JAX_NUM_PROCESSES"),
+        ("process_id", "JAX_PROCESS_ID"),
+    ):
+        if text := os.environ.get(name):
+            if not text.isdecimal():
+                raise ValueError(f"The environment variable {name} is {text!r}, not a number.")
+            counts[argument] = int(text)
+    jax.distributed.initialize(coordinator, **counts)
