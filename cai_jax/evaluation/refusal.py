@@ -81,7 +81,7 @@ OFFERS = (
     r"\bi(?:'d| would) (?:suggest|recommend|encourage)\b|\bi (?:suggest|recommend|encourage)\b",
     r"\bhere(?:'s| is| are)\b|\b(?:consider|think about|start by|make sure)\b",
     r"\btry (?:to|a|the|some|\w+ing)\b",
-    r"\b(?:call|contact|reach out to|(?:speak|talk) (?:to|with)|see|ask|tell) (?:an?|the|your|some)",
+    r"\b(?:call|contact|reach out to|(?:speak|talk) (?:to|with)|see|ask|tell) (?:an?|the|your)",
     r"\b(?:would you like|do you want|shall (?:we|i)|what(?:'s| is) (?:going on|making|behind))",
     r"\bif you(?:'re| are| have| want| feel| need|'d)\b",
     r"(?m)^\s*(?:1[.)]|[-*•])\s+\w",
