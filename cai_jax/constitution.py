@@ -73,6 +73,15 @@ _MEANING = {
     "answer": "A or B",
 }
 
+# What YAML takes an unquoted value for, in plain words.
+_PLAIN_TYPES = {
+    "str": "text",
+    "int": "number",
+    "float": "number",
+    "bool": "yes-or-no value",
+    "timestamp": "date",
+}
+
 # Words the prompt templates write themselves.
 _TEMPLATE_WORDS = {
     "critique_request": re.compile(r"^\s*(CritiqueRequest:)|(Critique:)\s*$"),
@@ -121,6 +130,9 @@ def _compose(path: Path) -> yaml.Node:
         line = text[: error.position].count("\n") + 1
         message = f"character #x{error.character:04x} is not allowed in YAML; remove it."
         raise ConstitutionError(f"{path}, line {line}: {message}") from None
+    except RecursionError:
+        message = "nested too deeply; a constitution has two levels."
+        raise ConstitutionError(f"{path}: {message}") from None
     if node is None:
         raise ConstitutionError(
             f"{path}: the file is empty; start from constitutions/default.yaml."
@@ -138,7 +150,8 @@ def _kind(node: yaml.Node) -> str:
         return "a group of fields"
     if isinstance(node, yaml.SequenceNode):
         return "a list"
-    return "empty" if node.tag.endswith(":null") else f"the {node.tag.rsplit(':')[-1]} {node.value}"
+    tag = node.tag.rsplit(":")[-1]
+    return "empty" if tag == "null" else f"the {_PLAIN_TYPES.get(tag, tag)} {node.value!r}"
 
 
 class _Mapping:
@@ -240,12 +253,19 @@ def _prompt(text: str) -> str | None:
     return text if before.rfind(HUMAN) > before.rfind(ASSISTANT) else None
 
 
+# Line breaks besides "\n", which every style but the double-quoted one would turn into "\n".
+_LINE_BREAKS = re.compile("[\r\x85\u2028\u2029]")
+
+
 class _Dumper(yaml.SafeDumper):
     """Texts of several lines as blocks, so that a person can read and edit them."""
 
     def represent_text(self, text: str) -> yaml.Node:
-        block = "\n" in text and not text[0].isspace()
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if block else None)
+        if _LINE_BREAKS.search(text):
+            style = '"'
+        else:
+            style = "|" if "\n" in text and not text[0].isspace() else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
@@ -266,4 +286,4 @@ def save(constitution: Constitution, path: str | Path) -> None:
         if entries or section in _REQUIRED_SECTIONS:
             content[section] = entries
     text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=96)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(text, encoding="utf-8", newline="\n")

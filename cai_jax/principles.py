@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -144,30 +145,39 @@ def diff(a: Constitution, b: Constitution) -> str:
     if a.hash == b.hash:
         return "\n".join(["No difference.", *lines])
     for section, noun in NOUNS.items():
-        old, new = getattr(a, section), getattr(b, section)
         key = "prompt" if section.endswith("examples") else "id"
-        for label, entries, others in (("removed", old, new), ("added", new, old)):
-            known = [getattr(item, key) for item in others]
-            for item in entries:
-                if getattr(item, key) not in known:
-                    lines.append(f"{noun} {label}: {_title(item, key)}")
-        for before in old:
-            after = [item for item in new if getattr(item, key) == getattr(before, key)]
-            if not after or before in after:
-                continue
-            lines.append(f"{noun} changed: {_title(before, key)}")
-            for name, text in asdict(before).items():
-                if text != getattr(after[0], name):
-                    lines.append(f"  {name}: {_word_diff(text, getattr(after[0], name))}")
-        if old != new and sorted(map(repr, old)) == sorted(map(repr, new)):
-            lines.append(f"{noun}s in another order, so draws differ")
+        old, new = (_by_key(getattr(side, section), key) for side in (a, b))
+        for where, before in old.items():
+            title = _title(where[0])
+            if where not in new:
+                lines.append(f"{noun} removed: {title}")
+            elif new[where] != before:
+                lines.append(f"{noun} changed: {title}")
+                after = asdict(new[where])
+                lines += [
+                    f"  {name}: {_word_diff(text, after[name])}"
+                    for name, text in asdict(before).items()
+                    if text != after[name]
+                ]
+        lines += [f"{noun} added: {_title(where[0])}" for where in new if where not in old]
+        if [where for where in old if where in new] != [where for where in new if where in old]:
+            lines.append(f"{noun}s in another order")
     return "\n".join(lines)
 
 
-def _title(item: Any, key: str) -> str:
-    if key == "id":
-        return item.id
-    words = getattr(item, key).split()
+def _by_key(items: Sequence[Any], key: str) -> dict[tuple[str, int], Any]:
+    """Items by key text and, as few-shots may share a prompt, its how-manieth occurrence."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for item in items:
+        text = getattr(item, key)
+        found[text, seen[text]] = item
+        seen[text] += 1
+    return found
+
+
+def _title(text: str) -> str:
+    words = text.split()
     return " ".join(words[:10]) + (" ..." if len(words) > 10 else "")
 
 
