@@ -195,6 +195,8 @@ class HuggingFaceTokenizer(_Common):
         self.control_tokens = dict(sorted(control.items(), key=lambda item: item[1]))
         self.end_ids = _end_ids(eos_token, self.control_tokens)
         to_bytes = _byte_reader(spec)
+        if to_bytes is _metaspace_bytes:
+            _require_byte_tokens(vocab)
         self._bytes = [b""] * self.vocab_size
         for name, token in vocab.items():
             if name not in control:
@@ -245,7 +247,9 @@ class SentencePieceTokenizer(_Common):
         )
         sp = self._processor
         self.vocab_size = sp.get_piece_size()
-        control = {sp.id_to_piece(i): i for i in range(self.vocab_size) if sp.is_control(i)}
+        pieces = [sp.id_to_piece(i) for i in range(self.vocab_size)]
+        _require_byte_tokens(pieces)
+        control = {pieces[i]: i for i in range(self.vocab_size) if sp.is_control(i)}
         control |= control_tokens or {}
         bos, eos = sp.bos_id(), sp.eos_id()
         self.bos_token = sp.id_to_piece(bos) if bos >= 0 else ""
@@ -256,8 +260,8 @@ class SentencePieceTokenizer(_Common):
         self.control_tokens = dict(sorted(control.items(), key=lambda item: item[1]))
         self.end_ids = _end_ids(self.eos_token, self.control_tokens)
         self._bytes = [
-            b"" if token in self._control_ids else _metaspace_bytes(sp.id_to_piece(token))
-            for token in range(self.vocab_size)
+            b"" if token in self._control_ids else _metaspace_bytes(piece)
+            for token, piece in enumerate(pieces)
         ]
 
     def _text_ids(self, text: str) -> list[int]:
@@ -271,6 +275,12 @@ class SentencePieceTokenizer(_Common):
 def _end_ids(eos_token: str, control_tokens: dict[str, int]) -> tuple[int, ...]:
     names = [name for name in (eos_token, *END_NAMES) if name in control_tokens]
     return tuple(dict.fromkeys(control_tokens[name] for name in names))
+
+
+def _require_byte_tokens(vocab: Iterable[str]) -> None:
+    missing = {f"<0x{byte:02X}>" for byte in range(256)}.difference(vocab)
+    if missing:
+        raise ValueError(f"the vocabulary lacks byte tokens ({min(missing)}) to spell every text")
 
 
 def _without_prefix(spec: dict) -> dict:
