@@ -234,13 +234,13 @@ def test_directory_with_a_sentencepiece_model(tmp_path, sentencepiece_model):
 
 
 def gguf_metadata(**change):
-    tokens = ["<|endoftext|>", "<s>", "<|im_end|>", "  ", *byte_level_table(), "he", "ll"]
+    tokens = ["<|endoftext|>", "<s>", "<|im_end|>", "  ", *byte_level_table(), "12", "<|"]
     metadata = {
         "model": "gpt2",
         "pre": "smollm",
         "tokens": tokens,
         "token_type": [3, 3, 3, 4, *[1] * (len(tokens) - 4)],
-        "merges": ["h e", "l l"],
+        "merges": ["1 2", "< |"],
         "bos_token_id": 1,
         "eos_token_id": 0,
         "eot_token_id": 2,
@@ -256,6 +256,12 @@ def test_gguf_vocabulary(tmp_path):
         assert b"".join(map(tokenizer.token_bytes, ids)) == line.encode()
     user_defined = tokenizer.encode("a  b")  # two spaces are a token of their own
     assert user_defined[1] == 3 and tokenizer.token_bytes(3) == b"  "
+    # SmolLM reads digits one by one, GPT-2 does not.
+    assert tokenizer.decode(tokenizer.encode("12")[:1]) == "1"
+    gpt2 = vocabularies.from_gguf(gguf_metadata(pre="gpt-2"), tmp_path)
+    assert gpt2.decode(gpt2.encode("12")[:1]) == "12"
+    # A control token spelled in a text is tokenized like any other text.
+    assert tokenizer.decode(tokenizer.encode("<|im_end|>")[:1]) == "<|"
     llama3 = vocabularies.from_gguf(gguf_metadata(pre="llama-bpe"), tmp_path)
     assert llama3.bos_id == 1
     assert vocabularies.from_gguf(gguf_metadata(add_bos_token=True), tmp_path).bos_id == 1
