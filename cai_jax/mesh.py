@@ -94,7 +94,8 @@ def shardings(axes: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     return jax.tree.map(
         lambda names: NamedSharding(mesh, spec(names, rules)),
         axes,
-        is_leaf=lambda x: isinstance(x, tuple) and all(n is None or isinstance(n, str) for n in x),
+        # A plain tuple of names is a leaf; an optimiser's empty state is a NamedTuple.
+        is_leaf=lambda x: type(x) is tuple and all(n is None or isinstance(n, str) for n in x),
     )
 
 
@@ -115,9 +116,10 @@ def param_axes(params: PyTree) -> PyTree:
     def names(path, leaf):
         keys = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
         found = _PARAM_AXES.get(tuple(keys[-2:]))
-        if np.ndim(leaf) and found is None:
+        rank = len(leaf.shape)
+        if rank and found is None:
             raise ValueError(f"No logical axes are known for the tensor {'/'.join(keys)}.")
-        return found if found and len(found) == np.ndim(leaf) else (None,) * np.ndim(leaf)
+        return found if found and len(found) == rank else (None,) * rank
 
     return jax.tree_util.tree_map_with_path(names, params)
 

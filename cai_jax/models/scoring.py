@@ -1,0 +1,89 @@
+"""What the trained models say of given texts: log-probabilities, values, preference scores."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from cai_jax.logprobs import chunked_token_logprobs
+from cai_jax.models import heads
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.transformer import Params, hidden_states, unembedding
+
+CHUNK = 64  # positions whose logits are in memory at a time
+
+
+def score(config: ModelConfig, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Preference scores float32[B], read at each row's last real token.
+
+    Args:
+      params: a trunk with a scalar head.
+      tokens: int32[B, T], padded on either side.
+      mask: bool[B, T], True on real tokens.
+    """
+    hidden = hidden_states(config, params, tokens, places(mask), mask.astype(jnp.int32))
+    return heads.scalar(params, heads.last_token(hidden, mask))
+
+
+def reply_logprobs(
+    config: ModelConfig,
+    params: Params,
+    prompt: jax.Array,
+    prompt_mask: jax.Array,
+    reply: jax.Array,
+    mask: jax.Array,
+    temperature: float,
+    remat: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of replies, in nats, and entropies of the distributions they came from.
+
+    Args:
+      prompt: int32[B, P], padded on the left, so that a reply's tokens stand at P, P + 1, ...
+      prompt_mask: bool[B, P].
+      reply: int32[B, R], padded on the right.
+      mask: bool[B, R].
+      temperature: at which the replies were sampled.
+
+    Returns:
+      float32[B, R] twice; what stands where `mask` is False is meaningless.
+    """
+    hidden = _before_reply(config, params, prompt, prompt_mask, reply, mask, remat)
+    return chunked_token_logprobs(hidden, unembedding(params), reply, temperature, CHUNK)
+
+
+def reply_values(
+    config: ModelConfig,
+    params: Params,
+    prompt: jax.Array,
+    prompt_mask: jax.Array,
+    reply: jax.Array,
+    mask: jax.Array,
+    remat: bool = False,
+) -> jax.Array:
+    """The value function before each reply token, float32[B, R]; arguments as above."""
+    hidden = _before_reply(config, params, prompt, prompt_mask, reply, mask, remat)
+    return heads.scalar(params, hidden)
+
+
+def _before_reply(config, params, prompt, prompt_mask, reply, mask, remat) -> jax.Array:
+    """Hidden states [B, R, D] from which each reply token is predicted."""
+    tokens = jnp.concatenate([prompt, reply], 1)
+    real = jnp.concatenate([prompt_mask, mask], 1)
+    hidden = hidden_states(
+        config, params, tokens, places(real), real.astype(jnp.int32), remat=remat
+    )
+    return hidden[:, prompt.shape[1] - 1 : -1]
+
+
+def places(mask: jax.Array) -> jax.Array:
+    """Positions int32[B, T] that count real tokens only, so padding on any side shifts nothing."""
+    return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), 1) - 1, 0)
+
+
+jit_score = functools.partial(jax.jit, static_argnames=("config",))(score)
+jit_reply_logprobs = functools.partial(jax.jit, static_argnames=("config", "temperature"))(
+    reply_logprobs
+)
+jit_reply_values = functools.partial(jax.jit, static_argnames=("config",))(reply_values)

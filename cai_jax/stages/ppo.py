@@ -1,0 +1,388 @@
+"""RL-CAI: PPO against the preference model, with a KL penalty to SL-CAI (section 4.2).
+
+The companion paper (2204.05862, section 4) gives the objective, r_PM - lambda * KL, clip 0.2 and
+gamma 1. What both papers leave open is chosen here and set in the config: the penalty is spread
+over the tokens, the score falls on the last token, advantages are GAE's and whitened, and the value
+function is a trunk of its own that starts as the preference model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cai_jax import rng
+from cai_jax.batch import Rollout
+from cai_jax.conversation import Conversation
+from cai_jax.datasets.prompts import PromptRow
+from cai_jax.decoding.engine import Engine
+from cai_jax.decoding.respond import Reply, respond
+from cai_jax.encoding import prompt_tokens
+from cai_jax.losses import clipped_policy_loss, clipped_value_loss, masked_mean
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.scoring import (
+    jit_reply_logprobs,
+    jit_reply_values,
+    jit_score,
+    reply_logprobs,
+    reply_values,
+)
+from cai_jax.models.transformer import Params
+from cai_jax.prompts import Format
+from cai_jax.records import Kind, Provenance, Record, Shards
+from cai_jax.returns import gae, shaped_rewards, whiten
+from cai_jax.training import optimizer, state
+from cai_jax.training.checkpoint import Checkpoints
+from cai_jax.training.loop import TrainingError
+from cai_jax.training.metrics import MetricsLog
+from cai_jax.training.optimizer import OptimizerConfig
+
+RATIO_TOLERANCE = 1e-3  # float32 rounding of two compilations of one forward pass stays below
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Attributes:
+    updates: rollouts in all.
+    batch_size: responses a rollout.
+    prompt_tokens: longest prompt; longer ones are left out.
+    response_tokens: limit of a response; 128 in the companion paper.
+    temperature: of the policy, when it samples and when it is scored.
+    epochs: passes over a rollout; the companion paper's K is 1, 2 or 4.
+    minibatches: optimiser steps a pass.
+    kl_coefficient: lambda; 0.001 in the companion paper.
+    gamma: discount a token; 1 in the companion paper.
+    lam: GAE's lambda.
+    clip: of the probability ratio; 0.2 in the companion paper.
+    value_clip: of the value's change, in units of the score.
+    save_every: updates between checkpoints.
+    remat: whether activations are recomputed in the backward pass.
+    optimizer: of the policy; the companion paper's learning rate is 0.01 of pretraining.
+    value_optimizer: of the value function.
+    """
+
+    updates: int
+    batch_size: int
+    prompt_tokens: int
+    response_tokens: int
+    temperature: float
+    epochs: int
+    minibatches: int
+    kl_coefficient: float
+    gamma: float
+    lam: float
+    clip: float
+    value_clip: float
+    save_every: int
+    remat: bool
+    optimizer: OptimizerConfig
+    value_optimizer: OptimizerConfig
+
+    def __post_init__(self):
+        if self.batch_size % self.minibatches:
+            raise ValueError(
+                f"ppo.batch_size ({self.batch_size}) is not a multiple of ppo.minibatches "
+                f"({self.minibatches}); change one of them."
+            )
+        if self.temperature <= 0:
+            raise ValueError(
+                f"ppo.temperature is {self.temperature}; a policy needs one above 0 to explore."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled(Record):
+    """One response of a rollout. Attributes: update, from 0; id of the prompt; kl to the reference
+    in nats, summed over the response."""
+
+    update: int
+    id: str
+    kind: Kind
+    prompt: Conversation
+    response: str
+    stop_reason: str
+    score: float
+    kl: float
+    provenance: Provenance
+
+
+@flax.struct.dataclass
+class Minibatch:
+    """Rows of a rollout with what PPO derives from them; advantages, returns float32[B, R]."""
+
+    rollout: Rollout
+    advantages: jax.Array
+    returns: jax.Array
+
+
+def make_policy_loss(config: ModelConfig, settings: Settings):
+    """loss(params, Minibatch) -> (clipped surrogate, metrics)."""
+
+    def loss_fn(params: Params, batch: Minibatch):
+        r = batch.rollout
+        logprobs, entropies = reply_logprobs(
+            config, params, r.prompt, r.prompt_mask, r.response, r.mask, settings.temperature,
+            settings.remat,
+        )  # fmt: skip
+        loss, metrics = clipped_policy_loss(
+            logprobs, r.logprobs, batch.advantages, r.mask, settings.clip
+        )
+        moved = jnp.where(r.mask, jnp.abs(jnp.exp(logprobs - r.logprobs) - 1), 0.0)
+        entropy = masked_mean(entropies, r.mask)
+        return loss, {**metrics, "policy/entropy": entropy, "policy/ratio_error": moved.max()}
+
+    return loss_fn
+
+
+def make_value_loss(config: ModelConfig, settings: Settings):
+    """loss(params, Minibatch) -> (clipped squared error, metrics)."""
+
+    def loss_fn(params: Params, batch: Minibatch):
+        r = batch.rollout
+        values = reply_values(
+            config, params, r.prompt, r.prompt_mask, r.response, r.mask, settings.remat
+        )
+        return clipped_value_loss(values, r.values, batch.returns, r.mask, settings.value_clip)
+
+    return loss_fn
+
+
+@partial(jax.jit, static_argnames=("gamma", "lam"))
+def advantages_of(
+    rollout: Rollout, kl_coefficient: jax.Array, gamma: float, lam: float
+) -> tuple[Minibatch, dict[str, jax.Array]]:
+    """Whitened advantages and returns of a rollout, and what the run reports of it."""
+    r = rollout
+    rewards = shaped_rewards(r.score, r.logprobs, r.ref_logprobs, r.mask, kl_coefficient)
+    advantages, returns = gae(rewards, r.values, r.mask, gamma, lam)
+    kl = jnp.where(r.mask, r.logprobs - r.ref_logprobs, 0.0).sum(-1)
+    metrics = {
+        "objective/score": r.score.mean(),
+        "objective/kl": kl.mean(),
+        "objective/reward": rewards.sum(-1).mean(),
+        "objective/response_tokens": r.mask.sum(-1).mean(),
+        "value/mean": masked_mean(r.values, r.mask),
+        "value/explained_variance": 1
+        - _variance(returns - r.values, r.mask) / (_variance(returns, r.mask) + 1e-8),
+    }
+    return Minibatch(rollout, whiten(advantages, r.mask), returns), metrics
+
+
+def _variance(x: jax.Array, mask: jax.Array) -> jax.Array:
+    mean = masked_mean(x, mask)
+    return masked_mean(jnp.square(x - mean), mask)
+
+
+def fitting(settings: Settings, tokenizer, form: Format, rows: list[PromptRow]) -> list[PromptRow]:
+    """Prompts of at most `settings.prompt_tokens`.
+
+    Raises:
+      ValueError: there are none.
+    """
+    kept = [
+        row
+        for row in rows
+        if len(prompt_tokens(tokenizer, form, row.conversation)) <= settings.prompt_tokens
+    ]
+    if not kept:
+        raise ValueError(
+            f"none of {len(rows)} prompts fits ppo.prompt_tokens ({settings.prompt_tokens}); "
+            "raise it."
+        )
+    return kept
+
+
+def train_ppo(
+    settings: Settings,
+    engine: Engine,
+    form: Format,
+    policy_params: Params,
+    ref_params: Params,
+    pm_params: Params,
+    rows: list[PromptRow],
+    directory: Path,
+    seed: int,
+    provenance: Provenance,
+    progress: Callable[[int, int, dict], None],
+) -> Params:
+    """Trains the policy; resumes from the newest checkpoint in `directory`.
+
+    Args:
+      engine: decodes with the policy; its params are set at every update.
+      policy_params: the start; its buffers are taken over.
+      ref_params, pm_params: frozen; of any float dtype.
+      rows: prompts; each update takes the next `batch_size` of an endless reshuffled stream.
+
+    Raises:
+      TrainingError: a loss is not finite, or the policy that is trained is not the one that
+        sampled.
+    """
+    config = engine.config
+    rows = fitting(settings, engine.tokenizer, form, rows)
+    steps = settings.updates * settings.epochs * settings.minibatches
+    opt = optimizer.make(settings.optimizer, steps)
+    value_opt = optimizer.make(settings.value_optimizer, steps)
+    policy_step = state.make_step(make_policy_loss(config, settings), opt)
+    value_step = state.make_step(make_value_loss(config, settings), value_opt)
+    start = jax.tree.map(lambda x: jnp.array(x, jnp.float32), pm_params)
+    states = {
+        "policy": state.create(policy_params, opt),
+        "value": state.create(start, value_opt),
+    }
+    checkpoints = Checkpoints(directory / "checkpoints", keep=1)
+    log = MetricsLog(directory / "metrics.jsonl")
+    shards = Shards(directory / "rollouts")
+    done = 0
+    if (restored := checkpoints.restore(states)) is not None:
+        states, extra = restored
+        done = extra["update"]
+    log.truncate(done)
+    for update in range(done, settings.updates):
+        part = stream(rows, settings.batch_size, update, seed)
+        engine.params = states["policy"].params
+        replies = respond(
+            engine,
+            form,
+            [(name, row.conversation) for name, row in part],
+            stream="ppo",
+            seed=seed,
+            samples=1,
+            max_new_tokens=settings.response_tokens,
+            temperature=settings.temperature,
+        )
+        replies = [reply for (reply,) in replies]
+        rollout = make_rollout(
+            settings, engine, form, [row for _, row in part], replies,
+            states["policy"].params, ref_params, states["value"].params, pm_params,
+        )  # fmt: skip
+        data, metrics = advantages_of(
+            rollout, settings.kl_coefficient, settings.gamma, settings.lam
+        )
+        last: dict[str, jax.Array] = {}
+        for number, minibatch in enumerate(minibatches(settings, data, seed, update)):
+            states["policy"], last = policy_step(states["policy"], minibatch)
+            error = float(last["policy/ratio_error"])
+            if number == 0:
+                metrics["policy/first_ratio_error"] = last["policy/ratio_error"]
+                if not error < RATIO_TOLERANCE:
+                    raise TrainingError(
+                        f"PPO update {update}: the policy gives its own samples other "
+                        f"probabilities than when it drew them (ratio off by {error:.2g}); "
+                        "the weights or the temperature changed in between, or hold NaN."
+                    )
+            states["value"], value_metrics = value_step(states["value"], minibatch)
+        values = {**metrics, **_named(last, "policy"), **_named(value_metrics, "value")}
+        values = {name: float(v) for name, v in jax.device_get(values).items()}
+        bad = [name for name, v in values.items() if not np.isfinite(v)]
+        if bad:
+            raise TrainingError(
+                f"PPO update {update}: {bad[0]} is {values[bad[0]]}; nothing of it was saved. "
+                "Lower ppo.optimizer.learning_rate, or look at the rollout's prompts."
+            )
+        shards.write(update, _records(update, part, replies, rollout, provenance))
+        log.write(update + 1, values)
+        progress(update + 1, settings.updates, values)
+        if (update + 1) % settings.save_every == 0 and update + 1 < settings.updates:
+            checkpoints.save(update + 1, states, {"update": update + 1})
+    checkpoints.close()
+    return states["policy"].params
+
+
+def stream(
+    rows: list[PromptRow], batch_size: int, update: int, seed: int
+) -> list[tuple[str, PromptRow]]:
+    """The prompts of one update, each under a name of its own: its place in the stream."""
+    found = []
+    for place in range(update * batch_size, (update + 1) * batch_size):
+        epoch, i = divmod(place, len(rows))
+        row = rows[rng.permutation(len(rows), seed, "ppo prompts", epoch)[i]]
+        found.append((f"{place}/{row.id}", row))
+    return found
+
+
+def make_rollout(
+    settings: Settings,
+    engine: Engine,
+    form: Format,
+    rows: list[PromptRow],
+    replies: list[Reply],
+    policy: Params,
+    reference: Params,
+    value: Params,
+    pm: Params,
+) -> Rollout:
+    """Pads the texts and lets the four models say what they think of them."""
+    prompts = [prompt_tokens(engine.tokenizer, form, row.conversation) for row in rows]
+    prompt, prompt_mask = _padded(prompts, settings.prompt_tokens, left=True)
+    response, mask = _padded([r.tokens for r in replies], settings.response_tokens, left=False)
+    texts = (prompt, prompt_mask, response, mask)
+    config, temperature = engine.config, settings.temperature
+    logprobs, _ = jit_reply_logprobs(config, policy, *texts, temperature)
+    ref_logprobs, _ = jit_reply_logprobs(config, reference, *texts, temperature)
+    whole = np.concatenate([prompt, response], 1), np.concatenate([prompt_mask, mask], 1)
+    return Rollout(
+        prompt=prompt,
+        prompt_mask=prompt_mask,
+        response=response,
+        mask=mask,
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        values=jit_reply_values(config, value, *texts),
+        score=jit_score(config, pm, *whole),
+    )
+
+
+def minibatches(settings: Settings, data: Minibatch, seed: int, update: int) -> list[Minibatch]:
+    """Every epoch's minibatches; the order is drawn for each update and epoch."""
+    found = []
+    for epoch in range(settings.epochs):
+        number = update * settings.epochs + epoch
+        order = rng.permutation(settings.batch_size, seed, "ppo minibatches", number)
+        for rows in np.split(order, settings.minibatches):
+            found.append(jax.tree.map(lambda x, rows=rows: x[rows], data))
+    return found
+
+
+def _padded(rows: list, length: int, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.zeros((len(rows), length), np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        place = slice(length - len(row), length) if left else slice(0, len(row))
+        tokens[i, place], mask[i, place] = row, True
+    return tokens, mask
+
+
+def _named(metrics: dict[str, jax.Array], prefix: str) -> dict[str, jax.Array]:
+    """A step's metrics under the model's own prefix."""
+    return {
+        name.replace("train/", f"{prefix}/"): value
+        for name, value in metrics.items()
+        if name != "train/count"
+    }
+
+
+def _records(update, part, replies, rollout, provenance) -> list[Sampled]:
+    kl = np.where(rollout.mask, np.asarray(rollout.logprobs) - rollout.ref_logprobs, 0).sum(-1)
+    return [
+        Sampled(
+            update=update,
+            id=row.id,
+            kind=row.kind,
+            prompt=row.conversation,
+            response=reply.text,
+            stop_reason=reply.stop_reason,
+            score=float(score),
+            kl=float(k),
+            provenance=provenance,
+        )
+        for (_, row), reply, score, k in zip(
+            part, replies, np.asarray(rollout.score), kl, strict=True
+        )
+    ]

@@ -1,0 +1,190 @@
+"""The preference model: one score for a prompt and a response, trained on soft comparisons.
+
+Section 4.1 with 2204.05862: AI labels for harmlessness and people's for helpfulness, mixed; the
+score is read at the end token, and P(A better) = sigmoid(score_a - score_b).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cai_jax import rng
+from cai_jax.batch import ComparisonBatch, comparison_batch, pad_tokens
+from cai_jax.conversation import Conversation
+from cai_jax.encoding import example
+from cai_jax.losses import soft_bradley_terry
+from cai_jax.models import heads
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.scoring import jit_score, places
+from cai_jax.models.transformer import Params, hidden_states
+from cai_jax.prompts import Format
+from cai_jax.records import Comparison
+from cai_jax.tokenizer import Tokenizer
+from cai_jax.training import optimizer, state
+from cai_jax.training.checkpoint import Checkpoints
+from cai_jax.training.loop import train
+from cai_jax.training.metrics import MetricsLog
+from cai_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Attributes:
+    epochs: 1 in the paper.
+    batch_size: pairs a step, over all devices.
+    length: tokens of a prompt and a response; longer pairs are left out and counted.
+    ai_weight: loss weight of AI comparisons; the companion paper's is 1 to 10 on harmlessness.
+    human_weight: loss weight of human comparisons.
+    save_every: steps between checkpoints.
+    remat: whether activations are recomputed in the backward pass.
+    optimizer: the companion paper's learning rate is 0.01 of pretraining.
+    """
+
+    epochs: int
+    batch_size: int
+    length: int
+    ai_weight: float
+    human_weight: float
+    save_every: int
+    remat: bool
+    optimizer: OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A comparison in tokens. Attributes: a, b, prompt and response with end token; prob_a that a
+    is better; weight in the loss."""
+
+    a: list[int]
+    b: list[int]
+    prob_a: float
+    weight: float
+
+
+def examples(
+    settings: Settings, tokenizer: Tokenizer, form: Format, comparisons: Sequence[Comparison]
+) -> list[Example]:
+    """Comparisons in tokens; those longer than `settings.length` are left out."""
+    weights = {"ai": settings.ai_weight, "human": settings.human_weight}
+    found = [
+        Example(
+            example(tokenizer, form, c.prompt, c.response_a)[0],
+            example(tokenizer, form, c.prompt, c.response_b)[0],
+            c.prob_a,
+            weights[c.source],
+        )
+        for c in comparisons
+    ]
+    kept = [e for e in found if max(len(e.a), len(e.b)) <= settings.length]
+    if not kept:
+        raise ValueError(
+            f"none of {len(found)} comparisons fits preference_model.length "
+            f"({settings.length} tokens); raise it."
+        )
+    return kept
+
+
+def make_loss(config: ModelConfig, remat: bool):
+    """loss(params, ComparisonBatch) -> (soft Bradley-Terry, metrics)."""
+
+    def loss_fn(params: Params, batch: ComparisonBatch):
+        tokens = batch.tokens.reshape(-1, batch.tokens.shape[-1])
+        mask = batch.mask.reshape(tokens.shape)
+        hidden = hidden_states(
+            config, params, tokens, places(mask), mask.astype(jnp.int32), remat=remat
+        )
+        scores = heads.scalar(params, heads.last_token(hidden, mask)).reshape(-1, 2)
+        a, b = scores[:, 0], scores[:, 1]
+        loss, count = soft_bradley_terry(a, b, batch.prob_a, batch.weight)
+        agree = ((a > b) == (batch.prob_a > 0.5)) & (batch.weight > 0)
+        accuracy = agree.sum() / jnp.maximum((batch.weight > 0).sum(), 1)
+        return loss, {"count": count, "pm/accuracy": accuracy, "pm/gap": jnp.abs(a - b).mean()}
+
+    return loss_fn
+
+
+def batches(data: list[Example], settings: Settings, seed: int) -> list[ComparisonBatch]:
+    """All epochs' batches, each epoch shuffled by (seed, epoch); the last is filled with weight 0.
+
+    Which response stands first is drawn too, so the position says nothing.
+    """
+    size, found = settings.batch_size, []
+    for epoch in range(settings.epochs):
+        order = rng.permutation(len(data), seed, "preference model", epoch)
+        swap = rng.permutation(len(data), seed, "preference model order", epoch) % 2 == 1
+        for start in range(0, len(order), size):
+            part = [(data[i], swap[i]) for i in order[start : start + size]]
+            filler = size - len(part)
+            part += [(data[order[start]], False)] * filler
+            found.append(
+                comparison_batch(
+                    [(e.b, e.a) if s else (e.a, e.b) for e, s in part],
+                    [1 - e.prob_a if s else e.prob_a for e, s in part],
+                    [e.weight for e, _ in part[: size - filler]] + [0.0] * filler,
+                    settings.length,
+                )
+            )
+    return found
+
+
+def train_preference_model(
+    settings: Settings,
+    config: ModelConfig,
+    params: Params,
+    data: list[Example],
+    directory: Path,
+    seed: int,
+    progress: Callable[[int, int, dict], None],
+) -> Params:
+    """Trains from a language model's params; resumes from the newest checkpoint in `directory`.
+
+    Args:
+      params: the start; its trunk's buffers are taken over, the scalar head begins at zero.
+
+    Returns:
+      params with a scalar head.
+    """
+    planned = batches(data, settings, seed)
+    opt = optimizer.make(settings.optimizer, len(planned))
+    checkpoints = Checkpoints(directory / "checkpoints", keep=1)
+    final = train(
+        state.create(heads.with_scalar_head(params), opt),
+        state.make_step(make_loss(config, settings.remat), opt),
+        lambda n: planned[n],
+        len(planned),
+        checkpoints,
+        settings.save_every,
+        MetricsLog(directory / "metrics.jsonl"),
+        progress=progress,
+    )
+    checkpoints.close()
+    return final.params
+
+
+def score_texts(
+    config: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    form: Format,
+    texts: Sequence[tuple[Conversation, str]],
+    *,
+    batch_size: int,
+    length: int,
+) -> np.ndarray:
+    """Preference scores float32[N] of whole replies to conversations.
+
+    A text longer than `length` keeps its end, where the score is read.
+    """
+    rows = [example(tokenizer, form, prompt, text)[0][-length:] for prompt, text in texts]
+    scores = []
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        tokens, mask = pad_tokens(part + [part[0]] * (batch_size - len(part)), length)
+        scores.append(np.asarray(jit_score(config, params, tokens, mask))[: len(part)])
+    return np.concatenate(scores) if scores else np.zeros(0, np.float32)

@@ -1,0 +1,132 @@
+"""SL-CAI: finetune on revisions and on the model's own helpful responses (section 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cai_jax import rng
+from cai_jax.batch import TokenBatch, pack
+from cai_jax.encoding import example
+from cai_jax.logprobs import chunked_token_logprobs
+from cai_jax.losses import cross_entropy
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.scoring import CHUNK
+from cai_jax.models.transformer import Params, hidden_states, unembedding
+from cai_jax.prompts import Format
+from cai_jax.records import Response, Revision
+from cai_jax.tokenizer import Tokenizer
+from cai_jax.training import optimizer, state
+from cai_jax.training.checkpoint import Checkpoints
+from cai_jax.training.loop import train
+from cai_jax.training.metrics import MetricsLog
+from cai_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Attributes:
+    revisions: "all" trains on every revision (section 3.1), "final" on the last of each chain.
+    epochs: 1 in the paper.
+    batch_size: rows of packed text, over all devices.
+    length: tokens in a row; longer examples are refused.
+    save_every: steps between checkpoints.
+    remat: whether activations are recomputed in the backward pass.
+    optimizer: the paper's learning rate is constant, half that of pretraining.
+    """
+
+    revisions: str
+    epochs: int
+    batch_size: int
+    length: int
+    save_every: int
+    remat: bool
+    optimizer: OptimizerConfig
+
+    def __post_init__(self):
+        if self.revisions not in ("all", "final"):
+            raise ValueError(
+                f"finetune.revisions is '{self.revisions}'; it must be 'all' or 'final'."
+            )
+
+
+def examples(
+    settings: Settings,
+    tokenizer: Tokenizer,
+    form: Format,
+    revisions: list[Revision],
+    helpful: list[Response],
+) -> list[tuple[list[int], list[bool]]]:
+    """Training examples: revisions and the model's own helpful responses, empty texts left out."""
+    texts = [
+        (record.prompt, step.revision)
+        for record in revisions
+        for step in (record.steps if settings.revisions == "all" else record.steps[-1:])
+    ]
+    texts += [(record.prompt, record.response) for record in helpful]
+    return [example(tokenizer, form, prompt, text) for prompt, text in texts if text]
+
+
+def epoch_batches(
+    data: list[tuple[list[int], list[bool]]], settings: Settings, seed: int, epoch: int
+) -> list[TokenBatch]:
+    """One epoch's packed batches, shuffled by (seed, epoch)."""
+    order = rng.permutation(len(data), seed, "finetune", epoch)
+    return pack([data[i] for i in order], settings.length, settings.batch_size)
+
+
+def make_loss(config: ModelConfig, remat: bool):
+    """loss(params, TokenBatch) -> (mean cross-entropy in nats a target token, metrics)."""
+
+    def loss_fn(params: Params, batch: TokenBatch):
+        hidden = hidden_states(
+            config, params, batch.tokens, batch.positions, batch.segment_ids, remat=remat
+        )
+        logprobs, _ = chunked_token_logprobs(
+            hidden[:, :-1], unembedding(params), batch.tokens[:, 1:], 1.0, CHUNK
+        )
+        loss, count = cross_entropy(logprobs, batch.loss_mask[:, 1:])
+        return loss, {"count": count}
+
+    return loss_fn
+
+
+def finetune(
+    settings: Settings,
+    config: ModelConfig,
+    params: Params,
+    data: list[tuple[list[int], list[bool]]],
+    directory: Path,
+    seed: int,
+    progress: Callable[[int, int, dict], None],
+) -> Params:
+    """Finetunes; resumes from the newest checkpoint in `directory`.
+
+    Args:
+      params: the start; its buffers are taken over.
+      data: (tokens, loss mask) of each example.
+
+    Returns:
+      SL-CAI's params.
+    """
+    epochs = [epoch_batches(data, settings, seed, epoch) for epoch in range(settings.epochs)]
+    batches = [batch for epoch in epochs for batch in epoch]
+    opt = optimizer.make(settings.optimizer, len(batches))
+    step = state.make_step(make_loss(config, settings.remat), opt)
+    checkpoints = Checkpoints(directory / "checkpoints", keep=1)
+    final = train(
+        state.create(params, opt),
+        step,
+        lambda n: jax.tree.map(np.asarray, batches[n]),
+        len(batches),
+        checkpoints,
+        settings.save_every,
+        MetricsLog(directory / "metrics.jsonl"),
+        progress=progress,
+    )
+    checkpoints.close()
+    return final.params
