@@ -113,7 +113,8 @@ def test_no_pyplot(tmp_path):
         "import sys\n"
         "from cai_jax.evaluation.intervals import Interval\n"
         "from cai_jax.figures import pm_by_revision as m\n"
-        f"m.draw(m.PmByRevision({{'x': [Interval(0, 0, 0, 1)]}}, 'y', [0]), {str(tmp_path / 'f')!r})\n"
+        "data = m.PmByRevision({'x': [Interval(0, 0, 0, 1)]}, 'y', [0])\n"
+        f"m.draw(data, {str(tmp_path / 'f')!r})\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
