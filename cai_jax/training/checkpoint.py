@@ -19,6 +19,8 @@ import orbax.checkpoint as ocp
 from cai_jax import rng
 
 PyTree = Any
+# The machine's fault, not the checkpoint's.
+_NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
 class CheckpointError(ValueError):
@@ -64,6 +66,7 @@ class Checkpoints:
         )
         with _WriteErrors(self.directory):
             self._manager.wait_until_finished()
+            # Without force it may decide, silently, that this step need not be saved.
             self._manager.save(step, args=items, force=True)
 
     def restore(self, template: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
@@ -85,15 +88,9 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                found = self._manager.item_metadata(step)["state"].tree
-            except Exception as error:
-                self._set_aside(step, error)
-                continue
-            _check_shapes(found, template, self.directory / str(step))
-            try:
                 return self._read(step, template)
-            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-                raise  # the machine's fault, not the checkpoint's
+            except (CheckpointError, *_NOT_DAMAGE):
+                raise
             except Exception as error:
                 self._set_aside(step, error)
         if steps:
@@ -135,6 +132,8 @@ class Checkpoints:
         )
 
     def _read(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        found = self._manager.item_metadata(step)["state"].tree
+        _check_shapes(found, template, self.directory / str(step))
         items = ocp.args.Composite(state=_restore_args(template), document=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         _check_sums(restored["state"], restored["document"]["checksums"])
@@ -206,7 +205,7 @@ def load_params(
             )
             restored = checkpointer.restore(directory, args=items)
         _check_sums(restored["params"], restored["document"]["checksums"])
-    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+    except _NOT_DAMAGE:
         raise
     except Exception as error:
         raise CheckpointError(

@@ -36,6 +36,8 @@ def train(
 ) -> TrainState:
     """Trains up to `total_steps`, from the newest good checkpoint if there is one.
 
+    Every process of a multi-host run calls it; process 0 writes the log.
+
     Step n + 1 is dispatched before the metrics of step n are fetched, so the device never waits
     for the host. A run killed anywhere and started again ends with the same state and the same
     metrics.jsonl as one that was not, given a `batches` that depends on its argument alone.
@@ -71,7 +73,9 @@ def train(
             f"The checkpoint in {checkpoints.directory} is at step {done}, past the {total_steps} "
             "steps asked for; raise the number of steps or use a new workdir."
         )
-    metrics_log.truncate(done)
+    writes = jax.process_index() == 0
+    if writes:
+        metrics_log.truncate(done)
     clock = time.perf_counter()
     pending = None
 
@@ -96,7 +100,8 @@ def train(
                     + "; lower the learning rate or look at that batch."
                 )
         now = time.perf_counter()
-        metrics_log.write(step, {**values, "perf/step_seconds": now - clock})
+        if writes:
+            metrics_log.write(step, {**values, "perf/step_seconds": now - clock})
         clock = now
         if progress is not None:
             progress(step, total_steps, values)

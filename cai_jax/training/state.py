@@ -89,7 +89,7 @@ def make_step(
         if "count" in metrics:
             metrics["train/count"] = metrics.pop("count")
         metrics["train/loss"] = loss
-        metrics["train/grad_norm"] = optax.global_norm(gradients)
+        metrics["train/grad_norm"] = optax.tree.norm(gradients)
         metrics["train/learning_rate"] = optimizer_lib.last_learning_rate(state.opt_state)
         return state, metrics
 
