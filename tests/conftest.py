@@ -1,0 +1,49 @@
+"""What several test modules share. Only `smollm2` may touch a network, on its first fetch."""
+
+import os
+
+# Before transformers is imported: the models compared with are written by the tests themselves.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from fakes import tiny_model
+
+from cai_jax.weights.load import load_model
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The tiny model that reads the paper's plain text."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def chat_model():
+    """The tiny model that reads ChatML."""
+    return tiny_model(chat=True)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct from the user's cache, fetched if need be."""
+    try:
+        return load_model("smollm2-135m-instruct")
+    except (ValueError, OSError) as error:
+        pytest.skip(f"SmolLM2 is not cached and cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_in_transformers(smollm2, tmp_path_factory):
+    """The same weights through our writer and transformers' reader."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from cai_jax.weights.safetensors import write_directory
+
+    folder = tmp_path_factory.mktemp("smollm2")
+    template = smollm2.format.template
+    write_directory(folder, smollm2.config, smollm2.params, smollm2.tokenizer, template)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()  # half a gigabyte, no longer needed
+    return loaded.eval()
