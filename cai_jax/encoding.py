@@ -20,7 +20,7 @@ def prompt_tokens(tokenizer: Tokenizer, form: Format, conversation: Conversation
 
 def reply_tokens(tokenizer: Tokenizer, form: Format, text: str) -> list[int]:
     """A whole reply: its text and the end token that a model samples after it."""
-    return _encode(tokenizer, (form.reply(text),)) + [end_token(tokenizer, form)]
+    return [*_encode(tokenizer, (form.reply(text),)), end_token(tokenizer, form)]
 
 
 def end_token(tokenizer: Tokenizer, form: Format) -> int:

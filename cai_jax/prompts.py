@@ -92,9 +92,7 @@ def comparison(
     if isinstance(form, PaperFormat):
         return _plain("".join(q + a for q, a in shown), question)
     turns = [
-        turn
-        for q, a in shown
-        for turn in (Turn("human", _asked(q)), Turn("assistant", ANSWER + a))
+        turn for q, a in shown for turn in (Turn("human", _asked(q)), Turn("assistant", ANSWER + a))
     ]
     return (*form.prompt(_joined(turns, Conversation().human(_asked(question)))), Force(ANSWER))
 

@@ -17,7 +17,7 @@ from cai_jax.training.checkpoint import Checkpoints
 from cai_jax.training.loop import TrainingError, train
 from cai_jax.training.metrics import MetricsLog
 
-OPTIMIZER = optimizer.make(CONFIG)
+OPTIMIZER = optimizer.make(CONFIG, 100)
 
 
 def loss_fn(params, batch):

@@ -74,7 +74,7 @@ def ragged_batch():
 
 def train(shape, accumulate=1):
     """Three steps on a mesh; the losses, and the state to look at."""
-    o = optimizer.make(CONFIG)
+    o = optimizer.make(CONFIG, 100)
     m = mesh.make_mesh(shape)
     s = state.create(new_params(), o)
     placed = mesh.param_shardings(s, m, mesh.DEFAULT_RULES)
@@ -114,7 +114,7 @@ EIGHT = """
 
 
 def train_on_one():
-    o = optimizer.make(CONFIG)
+    o = optimizer.make(CONFIG, 100)
     s = state.create(new_params(), o)
     step = state.make_step(loss_fn, o)
     out = []
@@ -153,7 +153,7 @@ def test_axes_cover_params_scalar_heads_and_optimiser_state():
     pm = {**params, "scalar_head": {"kernel": jnp.zeros((8, 1)), "bias": jnp.zeros(1)}}
     del pm["lm_head"]
     assert mesh.param_axes(pm)["scalar_head"] == {"kernel": ("embed", None), "bias": (None,)}
-    abstract = jax.eval_shape(lambda p: state.create(p, optimizer.make(CONFIG)), params)
+    abstract = jax.eval_shape(lambda p: state.create(p, optimizer.make(CONFIG, 100)), params)
     axes = mesh.param_axes(abstract)
     assert axes.opt_state[1].nu["layers"]["down"]["kernel"] == ("layers", "mlp", "embed")
     assert axes.step == () and axes.opt_state[1].count == ()

@@ -38,7 +38,7 @@ def ragged_batch(rows=8):
 
 
 def make(**changes):
-    return optimizer.make(dataclasses.replace(CONFIG, **changes))
+    return optimizer.make(dataclasses.replace(CONFIG, **changes), 100)
 
 
 def test_loss_goes_to_near_zero_on_one_batch():

@@ -203,4 +203,3 @@ def powers_of_two(low: int, high: int) -> tuple[int, ...]:
 def wants(slot: Slot | None, kind: type) -> bool:
     """Whether a slot has read all it must and now stands at a Sample or a Choose."""
     return slot is not None and not slot.feed and isinstance(slot.segment, kind)
-

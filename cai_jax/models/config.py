@@ -38,7 +38,9 @@ class ModelConfig:
     def __post_init__(self):
         for field in ("vocab_size", "embed", "layers", "heads", "kv_heads", "head_dim", "mlp"):
             if getattr(self, field) < 1:
-                raise ValueError(f"model config: {field} is {getattr(self, field)}; it must be >= 1.")
+                raise ValueError(
+                    f"model config: {field} is {getattr(self, field)}; it must be >= 1."
+                )
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model config: heads ({self.heads}) is not a multiple of kv_heads "

@@ -204,7 +204,7 @@ def _script(
 def _label(settings: Settings, principle: ComparisonPrinciple, asked: list[Transcript]) -> Label:
     raw = tuple(transcript.segments[-1].option_logprobs for transcript in asked)
     # In the swapped order response_a stands at (B).
-    probs = [_first_of_two(*options[:: -1 if n else 1]) for n, options in enumerate(raw)]
+    probs = [first_of_two(*options[:: -1 if n else 1]) for n, options in enumerate(raw)]
     low, high = settings.clamp
     return Label(
         prob_a=min(max(sum(probs) / len(probs), low), high),
@@ -215,7 +215,7 @@ def _label(settings: Settings, principle: ComparisonPrinciple, asked: list[Trans
     )
 
 
-def _first_of_two(first: float, second: float) -> float:
+def first_of_two(first: float, second: float) -> float:
     """Softmax of two log-probabilities, its first entry."""
     return 1 / (1 + math.exp(min(second - first, 700.0)))
 

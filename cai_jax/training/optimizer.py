@@ -27,7 +27,6 @@ class OptimizerConfig:
       schedule: "constant", "linear" or "cosine" after the warmup; the last two end at 0 after
         total_steps.
       warmup_steps: steps of linear rise; step 0 has learning_rate / warmup_steps.
-      total_steps: steps the schedule is planned for, warmup included.
       weight_decay: decoupled, times the learning rate; on kernels only, never on norms, biases
         or embeddings.
       b1, b2: decay of the first and second moments.
@@ -40,7 +39,6 @@ class OptimizerConfig:
     learning_rate: float
     schedule: str
     warmup_steps: int
-    total_steps: int
     weight_decay: float
     b1: float
     b2: float
@@ -61,8 +59,7 @@ class OptimizerConfig:
                 )
         for name, good, must in (
             ("learning_rate", self.learning_rate >= 0, "at least 0"),
-            ("total_steps", self.total_steps >= 1, "at least 1"),
-            ("warmup_steps", 0 <= self.warmup_steps <= self.total_steps, "in [0, total_steps]"),
+            ("warmup_steps", self.warmup_steps >= 0, "at least 0"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
             ("b1", 0 <= self.b1 < 1, "in [0, 1)"),
             ("b2", 0 <= self.b2 < 1, "in [0, 1)"),
@@ -80,8 +77,10 @@ class LearningRateState(NamedTuple):
     learning_rate: jax.Array
 
 
-def make(config: OptimizerConfig) -> optax.GradientTransformation:
+def make(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """Clip, then Adam or Adafactor, then weight decay, then the scheduled learning rate.
+
+    `total_steps`, warmup included, is where a schedule that decays ends.
 
     Its state lies like the params it was initialised with, so it takes their shardings.
     """
@@ -99,15 +98,15 @@ def make(config: OptimizerConfig) -> optax.GradientTransformation:
             parts.append(optax.ema(config.b1, debias=False, accumulator_dtype=dtype))
     if config.weight_decay > 0:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=_decayed))
-    parts.append(_scale_by_schedule(config))
+    parts.append(_scale_by_schedule(config, total_steps))
     return optax.chain(*parts)
 
 
-def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
+def learning_rate(config: OptimizerConfig, total_steps: int, step: jax.Array | int) -> jax.Array:
     """The learning rate of the update that follows `step` updates: int32[] -> float32[]."""
     step = jnp.asarray(step, jnp.float32)
     warm = jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1.0)
-    span = max(config.total_steps - config.warmup_steps, 1)
+    span = max(total_steps - config.warmup_steps, 1)
     progress = jnp.clip((step - config.warmup_steps) / span, 0.0, 1.0)
     decay = {
         "constant": jnp.float32(1.0),
@@ -122,14 +121,14 @@ def last_learning_rate(opt_state: PyTree) -> jax.Array:
     return opt_state[-1].learning_rate
 
 
-def _scale_by_schedule(config: OptimizerConfig) -> optax.GradientTransformation:
+def _scale_by_schedule(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     def init(params):
         del params
         return LearningRateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
     def update(updates, state, params=None):
         del params
-        rate = learning_rate(config, state.count)
+        rate = learning_rate(config, total_steps, state.count)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         return updates, LearningRateState(state.count + 1, rate)
 

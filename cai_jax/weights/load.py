@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from cai_jax.chat_template import ChatFormat, with_turn_end
 from cai_jax.conversation import PaperFormat
+from cai_jax.mesh import DEFAULT_RULES, param_shardings
 from cai_jax.models import transformer
 from cai_jax.models.config import ModelConfig
 from cai_jax.tokenizer import Tokenizer
@@ -90,9 +91,7 @@ def load_model(
         form = PaperFormat()
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     if mesh is not None:
-        from cai_jax.mesh import param_shardings
-
-        params = jax.device_put(params, param_shardings(params, mesh))
+        params = jax.device_put(params, param_shardings(params, mesh, DEFAULT_RULES))
     return Model(config, params, tokenizer, form, str(path_or_name), _fingerprint(files))
 
 

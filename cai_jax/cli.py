@@ -1,0 +1,150 @@
+"""The command line: cai-jax VERB --config=FILE.py --workdir=DIR [--config.key=value ...]."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+USAGE = """cai-jax: Constitutional AI, from a constitution to an assistant.
+
+  cai-jax VERB --config=experiments/quickstart.py --workdir=runs/quickstart [--config.KEY=VALUE]
+
+A whole run, or one stage of it; each continues where a former run stopped:
+  run           every stage below, then the table
+  revise        sample responses to red-team prompts, criticise and revise them
+  finetune      SL-CAI: finetune on the revisions
+  compare       let the feedback model choose between pairs of responses
+  train-pm      train the preference model on its choices
+  train-rl      RL-CAI: PPO against the preference model
+  evaluate      compare the start, SL-CAI and RL-CAI on held-out prompts
+  figures       draw the figures again, from the records
+  --force       with a stage whose settings changed: throw it away and make it again
+
+Without a config:
+  chat          talk to a model: cai-jax chat --model=NAME_OR_PATH [--workdir=DIR]
+  fetch         download and check a model: cai-jax fetch [NAME]
+  constitution  check FILE | diff FILE FILE | import --from=DIR --to=FILE
+"""
+
+STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "figures")
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns the exit code, 2 where the user has something to mend."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    verb, rest = arguments[0], arguments[1:]
+    try:
+        if verb == "run" or verb in STAGES:
+            _run(verb, rest)
+        elif verb in ("chat", "fetch", "constitution"):
+            from cai_jax import tools
+
+            getattr(tools, verb)(rest)
+        else:
+            known = ", ".join(("run", *STAGES, "chat", "fetch", "constitution"))
+            raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
+    except KeyboardInterrupt:
+        print("\nStopped; run the same command again to continue.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if os.environ.get("CAI_JAX_TRACEBACK"):
+            raise
+        print(f"cai-jax: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(verb: str, arguments: list[str]) -> None:
+    config, workdir, force = parse(arguments)
+    from cai_jax import pipeline, report
+    from cai_jax.mesh import start_multihost
+    from cai_jax.progress import Progress
+    from cai_jax.settings import run_settings
+    from cai_jax.workdir import Workdir
+
+    settings = run_settings(config)
+    keep_compiled_programs()
+    start_multihost()
+    verbs: dict[str, Callable] = {
+        "revise": pipeline.revise,
+        "finetune": pipeline.finetune,
+        "compare": pipeline.compare,
+        "train-pm": pipeline.train_pm,
+        "train-rl": pipeline.train_rl,
+        "evaluate": report.evaluate,
+        "figures": report.figures,
+    }
+    with Progress() as progress:
+        run = pipeline.Run(settings, Workdir(workdir, force), progress)
+        for name in STAGES if verb == "run" else (verb,):
+            verbs[name](run)
+        if verb in ("run", "evaluate"):
+            report.table(run)
+
+
+def parse(arguments: list[str]):
+    """(ConfigDict, workdir, force) from flags.
+
+    Raises:
+      UsageError: a flag or config key that does not exist, or a config file that cannot be read.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "experiment", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_bool("force", False, "remake changed stages", flag_values=values)
+    given = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
+    if given is None:
+        raise UsageError("--config=FILE.py is missing, such as experiments/quickstart.py.")
+    file = Path(given.split(":")[0])
+    if not file.is_file():
+        raise UsageError(f"--config: there is no file {file}.")
+    sys.path.insert(0, str(file.resolve().parent))  # an experiment imports its common.py
+    try:
+        left = values(["cai-jax", *arguments])[1:]
+        config = values.config
+    except flags.Error as error:
+        raise UsageError(_sentence(error)) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UsageError(f"{file}: {_sentence(error)}") from error
+    except Exception as error:  # a config file is code and can fail in any way
+        raise UsageError(f"{file} cannot be read: {_sentence(error)}") from error
+    finally:
+        sys.path.pop(0)
+    if left:
+        raise UsageError(f"'{left[0]}' is not understood; flags are written --name=value.")
+    if not values.workdir:
+        raise UsageError("--workdir=DIR is missing: the folder for records and checkpoints.")
+    return config, Path(values.workdir), values.force
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs in the user's cache folder, so that a restart compiles nothing."""
+    import jax
+
+    from cai_jax.weights.fetch import cache_folder
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of what an error says."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

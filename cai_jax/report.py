@@ -1,0 +1,288 @@
+"""Evaluation of a run, its figures and the table it prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cai_jax.evaluation import results, snapshots
+from cai_jax.evaluation.intervals import Interval, bootstrap_mean, wilson
+from cai_jax.evaluation.results import SNAPSHOTS, Measure
+from cai_jax.figures import elo as elo_figure
+from cai_jax.figures import pm_by_revision as pm_figure
+from cai_jax.figures import ppo as ppo_figure
+from cai_jax.figures.elo import EloPlane, EloPoint
+from cai_jax.figures.pm_by_revision import PmByRevision
+from cai_jax.figures.ppo import PpoCurve
+from cai_jax.models.transformer import Params
+from cai_jax.pipeline import Run, counter, read_records
+from cai_jax.progress import ResultRow
+from cai_jax.records import Comparison, Revision, Shards
+from cai_jax.stages import ai_feedback
+from cai_jax.stages.ppo import Sampled
+from cai_jax.stages.preference_model import score_texts
+
+COLUMNS = ("initial", "SL-CAI", "RL-CAI")
+JUDGE = "the run's own preference model"
+
+
+def evaluate(run: Run) -> None:
+    """Answers of the three snapshots to held-out prompts, their scores, and label quality."""
+    for stage, verb in (
+        ("finetune", "finetune"), ("preference_model", "train-pm"), ("ppo", "train-rl")
+    ):  # fmt: skip
+        run.workdir.require(stage, verb)
+    if not run.workdir.begin("evaluation", run.inputs("evaluation")):
+        run.progress.say("✓ evaluation: finished in a former run")
+        return
+    folder, s = run.workdir.path / "evaluation", run.settings.evaluate
+    perplexity = _answer(run, folder)
+    answers = Shards(folder / "answers", len(SNAPSHOTS)).read(snapshots.Answer)
+    labels = {mode: _label_quality(run, mode, folder) for mode in ai_feedback.MODES}
+    pm = run.params_of("preference_model")
+    with run.progress.stage("preference-model scores", 3, "sets") as bar:
+        texts = [(a.prompt, a.response) for a in answers]
+        measures = results.compare_snapshots(
+            answers, _scores(run, pm, texts), perplexity, run.settings.seed, s.resamples
+        )
+        bar.advance()
+        by_revision = _by_revision(run, pm)
+        bar.advance()
+        quality = _pm_quality(run, pm)
+        bar.advance()
+    run.workdir.write_json(
+        "evaluation/results.json",
+        {
+            "snapshots": [_plain(m) for m in measures],
+            "labels": {m: {k: _plain(v) for k, v in q.items()} for m, q in labels.items()},
+            "training_labels": {k: _plain(v) for k, v in _training_labels(run).items()},
+            "preference_model": {k: _plain(v) for k, v in quality.items()},
+            "pm_by_revision": [_plain(i) for i in by_revision],
+        },
+    )
+    run.workdir.finish("evaluation", {"answers": len(answers)})
+
+
+def _answer(run: Run, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each snapshot's answers, one shard a snapshot; returns nats a token and token counts."""
+    s, model, data = run.settings.evaluate, run.initial, run.data
+    rows = data.held_out_red_team + data.held_out_helpful
+    stages = dict(zip(SNAPSHOTS, (None, "finetune", "ppo"), strict=True))
+    shards = Shards(folder / "answers", len(SNAPSHOTS))
+    texts = [(c.prompt, c.good) for c in data.held_out_comparisons]
+    perplexity = {}
+    for number, (snapshot, stage) in enumerate(stages.items()):
+        kept = folder / f"perplexity-{snapshot}.json"
+        if number in shards.done() and kept.exists():
+            run.progress.say(f"✓ answers of {COLUMNS[number]}: from a former run")
+        else:
+            params = run.params_of(stage) if stage else model.params
+            title = f"answers of {COLUMNS[number]}"
+            with run.progress.stage(title, len(rows) * s.samples, "answers") as bar:
+                answers = snapshots.answer(
+                    s, snapshot, run.engine(params), model.format, model.params, rows,
+                    run.settings.seed, run.provenance, counter(bar),
+                )  # fmt: skip
+            nats, tokens = snapshots.perplexities(
+                model.config, params, model.tokenizer, model.format, texts, s.batch_size
+            )
+            value = {"nats": nats.tolist(), "tokens": tokens.tolist()}
+            run.workdir.write_json(f"evaluation/perplexity-{snapshot}.json", value)
+            shards.write(number, answers)
+        value = run.workdir.read_json(f"evaluation/perplexity-{snapshot}.json")
+        perplexity[snapshot] = np.array(value["nats"]), np.array(value["tokens"])
+    return perplexity
+
+
+def _label_quality(run: Run, mode: str, folder: Path) -> dict[str, Interval]:
+    """How a label mode does on the clear-cut pairs; which response is shown first is drawn."""
+    judge, known = run.feedback, run.data.label_pairs
+    firsts = [hashlib.sha256(p.id.encode()).digest()[0] % 2 == 0 for p in known]
+    pairs = [
+        ai_feedback.Pair(p.id, p.prompt, *((p.better, p.worse) if f else (p.worse, p.better)))
+        for p, f in zip(known, firsts, strict=True)
+    ]
+    kept = folder / f"labels-{mode}.json"
+    if not kept.exists():
+        settings = dataclasses.replace(run.settings.compare, mode=mode, both_orders=True)
+        title = f"label accuracy, {mode.replace('_', ' ')}"
+        with run.progress.stage(title, 2 * len(pairs), "askings") as bar:
+            labels = ai_feedback.label_pairs(
+                settings, run.engine(model=judge), judge.format, run.constitution, pairs,
+                run.settings.seed, counter(bar),
+            )  # fmt: skip
+        rows = [dataclasses.asdict(label) for label in labels]
+        run.workdir.write_json(f"evaluation/labels-{mode}.json", rows)
+    rows = run.workdir.read_json(f"evaluation/labels-{mode}.json")
+    return results.label_quality(
+        firsts,
+        [p.kind == "harmful" for p in known],
+        [r["prob_a"] for r in rows],
+        [r["first_prob_a"] for r in rows],
+        [r["swapped_prob_a"] for r in rows],
+        run.settings.seed,
+    )
+
+
+def _scores(run: Run, pm: Params, texts: list) -> np.ndarray:
+    judge = run.feedback
+    return score_texts(
+        judge.config, pm, judge.tokenizer, judge.format, texts,
+        batch_size=run.settings.evaluate.batch_size, length=run.settings.preference_model.length,
+    )  # fmt: skip
+
+
+def _by_revision(run: Run, pm: Params) -> list[Interval]:
+    """Mean PM score of the initial response and of each revision, on the training prompts."""
+    records = read_records(run.workdir.path / "revise" / "revisions", Revision)
+    texts = [
+        (r.prompt, text)
+        for r in records
+        for text in (r.initial_response, *(step.revision for step in r.steps))
+    ]
+    scores = _scores(run, pm, texts).reshape(len(records), -1)
+    resamples = run.settings.evaluate.resamples
+    return [bootstrap_mean(column.tolist(), run.settings.seed, resamples) for column in scores.T]
+
+
+def _pm_quality(run: Run, pm: Params) -> dict[str, Interval]:
+    """How often the PM ranks held-out pairs as people do."""
+    sets = {
+        "clear-cut harmful pairs": [
+            (p.prompt, p.better, p.worse) for p in run.data.label_pairs if p.kind == "harmful"
+        ],
+        "clear-cut benign pairs": [
+            (p.prompt, p.better, p.worse) for p in run.data.label_pairs if p.kind == "benign"
+        ],
+        "held-out helpfulness pairs": [
+            (c.prompt, c.good, c.poor) for c in run.data.held_out_comparisons
+        ],
+    }
+    found = {}
+    for name, rows in sets.items():
+        if rows:
+            texts = [(prompt, text) for prompt, good, poor in rows for text in (good, poor)]
+            good, poor = _scores(run, pm, texts).reshape(-1, 2).T
+            found[name] = wilson(float((good > poor).sum()), len(rows))
+    return found
+
+
+def _training_labels(run: Run) -> dict[str, Interval]:
+    """What the labels that trained the PM look like."""
+    records = read_records(run.workdir.path / "compare" / "comparisons", Comparison)
+    first = [ai_feedback.first_of_two(*r.option_logprobs[0]) for r in records]
+    swapped = [r.swapped_prob_a for r in records]
+    if None in swapped:  # asked in one order only
+        return {}
+    return results.label_statistics([r.prob_a for r in records], first, swapped, run.settings.seed)
+
+
+def figures(run: Run) -> list[Path]:
+    """Draws every figure from the records, in seconds."""
+    run.workdir.require("evaluation", "evaluate")
+    found = run.workdir.read_json("evaluation/results.json")
+    folder = run.workdir.path / "figures"
+    folder.mkdir(exist_ok=True)
+    seeds = [run.settings.seed]
+    revisions = {"red-team prompts": [Interval(**i) for i in found["pm_by_revision"]]}
+    paths = pm_figure.draw(PmByRevision(revisions, JUDGE, seeds), folder / "pm_by_revision")
+
+    rollouts = Shards(run.workdir.path / "ppo" / "rollouts").read(Sampled)
+    updates = sorted({r.update for r in rollouts})
+    penalty, resamples = run.settings.ppo.kl_coefficient, run.settings.evaluate.resamples
+
+    def curve(of) -> list[Interval]:
+        return [
+            bootstrap_mean([of(r) for r in rollouts if r.update == u], seeds[0], resamples)
+            for u in updates
+        ]
+
+    paths += ppo_figure.draw(
+        PpoCurve(
+            steps=[u + 1 for u in updates],
+            scores=curve(lambda r: r.score),
+            rewards=curve(lambda r: r.score - penalty * r.kl),
+            kls=curve(lambda r: r.kl),
+            seeds=seeds,
+        ),
+        folder / "ppo",
+    )
+    measures = {m["name"]: m["by_snapshot"] for m in found["snapshots"]}
+    points = [
+        EloPoint(
+            name,
+            Interval(**measures["helpfulness Elo"][snapshot]),
+            Interval(**measures["harmlessness Elo"][snapshot]),
+        )
+        for name, snapshot in zip(COLUMNS, SNAPSHOTS, strict=True)
+    ]
+    paths += elo_figure.draw(EloPlane(points, JUDGE, seeds), folder / "elo")
+    run.progress.say(f"✓ figures in {folder}")
+    return paths
+
+
+def table(run: Run) -> None:
+    """Prints the results and writes them to summary.json."""
+    found = run.workdir.read_json("evaluation/results.json")
+    rows = [
+        ResultRow(
+            m["name"],
+            tuple(_interval(m["by_snapshot"].get(s)) for s in SNAPSHOTS),
+            m["style"],
+        )
+        for m in found["snapshots"]
+    ]
+    rows += [
+        ResultRow(f"PM accuracy, {name}", (None, None, _interval(value)), "share")
+        for name, value in found["preference_model"].items()
+    ]
+    run.progress.results_table("Results on held-out prompts", COLUMNS, rows)
+    modes = list(found["labels"])
+    rows = [
+        ResultRow(name, tuple(_interval(found["labels"][m][name]) for m in modes), _style(name))
+        for name in found["labels"][modes[0]]
+    ]
+    titles = [mode.replace("_", " ") for mode in modes]
+    run.progress.results_table("The feedback model's labels on clear-cut pairs", titles, rows)
+    for line in _limits(run, found):
+        run.progress.say(line)
+    run.workdir.write_json("summary.json", found)
+
+
+def _limits(run: Run, found: dict[str, Any]) -> list[str]:
+    """What the numbers can and cannot show."""
+    mode = run.settings.compare.mode
+    accuracy = next(iter(found["labels"][mode].values()))
+    chance = accuracy["low"] <= 0.5 <= accuracy["high"]
+    judged = (
+        "Scores, win rates and Elo are judged by the preference model that RL-CAI was trained "
+        "against, so they show what was optimised, not what people would prefer."
+    )
+    labels = (
+        f"The feedback model's {mode.replace('_', ' ')} labels are right on "
+        f"{accuracy['value']:.0%} of clear-cut pairs [{accuracy['low']:.0%}, "
+        f"{accuracy['high']:.0%}]"
+        + (
+            ", which is not told apart from chance: this run shows that the method runs, not that "
+            "it works."
+            if chance
+            else "."
+        )
+    )
+    return ["What these numbers can and cannot show:", f"  {judged}", f"  {labels}"]
+
+
+def _style(name: str) -> str:
+    return "number" if "entropy" in name or "error" in name else "share"
+
+
+def _interval(value: dict | None) -> Interval | None:
+    return None if value is None else Interval(**value)
+
+
+def _plain(value: Measure | Interval | None) -> Any:
+    return None if value is None else dataclasses.asdict(value)

@@ -1,0 +1,145 @@
+"""A run's folder: one folder a stage, what it was made from, and whether it is finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cai_jax.records import write_atomically
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+
+
+class WorkdirError(ValueError):
+    """A workdir that cannot be used; the message says which, why and what to do."""
+
+
+class Workdir:
+    """The folder of one run.
+
+    Args:
+      path: made if it does not exist.
+      force: whether a stage that was made from something else is thrown away and made again.
+    """
+
+    def __init__(self, path: str | Path, force: bool = False):
+        self.path = Path(path)
+        self.force = force
+
+    def prepare(self, settings: Any, needed_bytes: int) -> None:
+        """Checks that the folder can hold the run, and notes the run's config and environment.
+
+        Raises:
+          WorkdirError: it is not a folder, not writable, or the disk has too little room.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".probe"
+            probe.write_bytes(b"\0" * 4096)
+            probe.unlink()
+        except OSError as error:
+            raise WorkdirError(
+                f"workdir {self.path} cannot be written ({error.strerror}); choose another one or "
+                "mend its permissions."
+            ) from error
+        free = shutil.disk_usage(self.path).free
+        if free < needed_bytes:
+            raise WorkdirError(
+                f"workdir {self.path} has {free / 1e9:.1f} GB free and the run needs about "
+                f"{needed_bytes / 1e9:.1f} GB for checkpoints; make room or choose another one."
+            )
+        self.write_json("config.json", dataclasses.asdict(settings))
+        self.write_json("environment.json", environment())
+
+    def begin(self, stage: str, inputs: dict[str, Any]) -> bool:
+        """Whether a stage is still to be done; notes what it is made from.
+
+        Raises:
+          WorkdirError: the folder holds the stage made from something else.
+        """
+        folder = self.path / stage
+        made_from = folder / "inputs.json"
+        text = _json(inputs)
+        if made_from.exists() and made_from.read_text() != text:
+            changed = _changed(json.loads(made_from.read_text()), json.loads(text))
+            if not self.force:
+                raise WorkdirError(
+                    f"{folder} was made with another {changed}; give a new --workdir, or --force "
+                    "to throw this stage away and make it again."
+                )
+            shutil.rmtree(folder)
+        write_atomically(made_from, text.encode())
+        return not (folder / "done.json").exists()
+
+    def finish(self, stage: str, summary: dict[str, Any]) -> None:
+        """Marks a stage as finished and drops the checkpoints that it no longer needs."""
+        write_atomically(self.path / stage / "done.json", _json(summary).encode())
+        shutil.rmtree(self.path / stage / "checkpoints", ignore_errors=True)
+
+    def require(self, stage: str, verb: str) -> None:
+        """Raises WorkdirError unless a stage is finished."""
+        if not (self.path / stage / "done.json").exists():
+            raise WorkdirError(
+                f"{self.path} has no finished '{stage}'; run `cai-jax {verb}` with this workdir "
+                "first, or `cai-jax run` for everything."
+            )
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_atomically(self.path / name, _json(value).encode())
+
+    def read_json(self, name: str) -> Any:
+        return json.loads((self.path / name).read_text())
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(_json(value).encode()).hexdigest()[:16]
+
+
+def commit() -> str:
+    """The code's commit, "+" at its end where files differ from it; empty outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run([*command, "--dirty=+"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and code that a run's numbers belong to."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "devices": [d.device_kind for d in jax.devices()],
+        "processes": jax.process_count(),
+        "commit": commit(),
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _changed(old: dict, new: dict, where: str = "") -> str:
+    """The first key in which two inputs differ, with both values."""
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if a != b:
+            if isinstance(a, dict) and isinstance(b, dict):
+                return _changed(a, b, f"{where}{key}.")
+            return f"{where}{key} ({a} then, {b} now)"
+    return "order of settings"

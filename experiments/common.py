@@ -1,0 +1,141 @@
+"""Every setting of a run with its default, once. An experiment changes what it is about."""
+
+from ml_collections import ConfigDict
+
+
+def optimizer(learning_rate: float) -> ConfigDict:
+    """AdamW at a constant rate, the paper's schedule."""
+    return ConfigDict(
+        {
+            "kind": "adamw",
+            "learning_rate": learning_rate,
+            "schedule": "constant",
+            "warmup_steps": 4,
+            "weight_decay": 0.0,
+            "b1": 0.9,
+            "b2": 0.95,
+            "eps": 1e-8,
+            "clip_norm": 1.0,
+            "moment_dtype": "float32",
+        }
+    )
+
+
+def get_config() -> ConfigDict:
+    """The paper's settings where it gives them (2212.08073, 2204.05862), ours where it does not."""
+    config = ConfigDict()
+    config.seed = 0
+    config.constitution = "constitutions/default.yaml"
+
+    # A name that `cai-jax fetch` knows, a .gguf file or a directory in Hugging Face layout. `model`
+    # answers, criticises and revises, and is where SL-CAI starts; `feedback_model` labels and is
+    # where the preference model starts. Empty means the same as `model`.
+    config.model = "smollm2-135m-instruct"
+    config.feedback_model = ""
+    config.dtype = "float32"
+
+    # Files of prompts, one JSON object a line; empty takes the prompts that ship with the project.
+    # Limits cut each list; 0 takes all.
+    config.prompts = ConfigDict(
+        {
+            "red_team": "",
+            "helpful": "",
+            "held_out_red_team": "",
+            "held_out_helpful": "",
+            "red_team_limit": 0,
+            "helpful_limit": 0,
+            "held_out_red_team_limit": 0,
+            "held_out_helpful_limit": 0,
+            "helpful_comparisons_limit": 0,
+            "label_pairs_limit": 0,
+        }
+    )
+
+    # The decoding engine: Scripts in progress at a time, and the longest context of one, in tokens,
+    # a prefix that all Scripts share left out.
+    config.engine = ConfigDict({"slots": 32, "max_length": 1024})
+
+    # Mesh of devices; -1 takes what is left.
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+
+    config.revise = ConfigDict(
+        {
+            "rounds": 4,
+            "few_shots": 3,
+            "response_tokens": 128,
+            "critique_tokens": 128,
+            "revision_tokens": 128,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "helpful_samples": 2,
+            "shard_size": 512,
+        }
+    )
+    config.finetune = ConfigDict(
+        {
+            "revisions": "all",
+            "epochs": 1,
+            "batch_size": 32,
+            "length": 1024,
+            "save_every": 100,
+            "remat": True,
+            "optimizer": optimizer(1e-5),
+        }
+    )
+    config.compare = ConfigDict(
+        {
+            "response_tokens": 128,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "mode": "multiple_choice",
+            "few_shots": 4,
+            "both_orders": False,
+            "clamp": (0.0, 1.0),
+            "chain_tokens": 128,
+            "chain_temperature": 1.0,
+            "shard_size": 512,
+        }
+    )
+    config.preference_model = ConfigDict(
+        {
+            "epochs": 1,
+            "batch_size": 32,
+            "length": 1024,
+            "ai_weight": 1.0,
+            "human_weight": 1.0,
+            "save_every": 100,
+            "remat": True,
+            "optimizer": optimizer(1e-5),
+        }
+    )
+    config.ppo = ConfigDict(
+        {
+            "updates": 1000,
+            "batch_size": 64,
+            "prompt_tokens": 512,
+            "response_tokens": 128,
+            "temperature": 1.0,
+            "epochs": 1,
+            "minibatches": 4,
+            "kl_coefficient": 0.001,
+            "gamma": 1.0,
+            "lam": 0.95,
+            "clip": 0.2,
+            "value_clip": 0.2,
+            "save_every": 50,
+            "remat": True,
+            "optimizer": optimizer(1e-6),
+            "value_optimizer": optimizer(1e-5),
+        }
+    )
+    config.evaluate = ConfigDict(
+        {
+            "samples": 1,
+            "response_tokens": 128,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "batch_size": 16,
+            "resamples": 1000,
+        }
+    )
+    return config
