@@ -9,7 +9,6 @@ import pytest
 from cai_jax.decoding import sampling
 from cai_jax.decoding.sampling import sample
 
-
 N = 20_000
 SAMPLE, INVERSE_CDF = jax.jit(sample), jax.jit(sampling._inverse_cdf)
 
