@@ -51,6 +51,28 @@ class ChatBytesTokenizer(BytesTokenizer):
         self.bos_id = None
 
 
+class PiecesTokenizer(BytesTokenizer):
+    """Bytes and longer pieces, read greedily: tokens that straddle stop strings and characters.
+
+    Args:
+      pieces: the bytes of tokens 259, 260, ...
+    """
+
+    def __init__(self, pieces: tuple[bytes, ...]):
+        super().__init__()
+        self._bytes += pieces
+        self.vocab_size += len(pieces)
+        self._longest_first = sorted(pieces, key=len, reverse=True)
+
+    def _text_ids(self, text: str) -> list[int]:
+        data, ids = text.encode(), []
+        while data:
+            piece = next((p for p in self._longest_first if data.startswith(p)), data[:1])
+            ids.append(self._bytes.index(piece))
+            data = data[len(piece) :]
+        return ids
+
+
 def tiny_model(chat: bool = False, *, seed: int = 0, **changes) -> Model:
     """A random transformer of about 32,000 parameters, the same one for the same arguments.
 

@@ -5,7 +5,9 @@ Plain Python on data that every host has, so all hosts of a pod decide alike.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import math
 
 from cai_jax.decoding.stops import cut_at_stop
@@ -41,7 +43,8 @@ def compile_script(script: Script, tokenizer: Tokenizer) -> Program:
     """Tokenizes a Script, segment by segment.
 
     Raises:
-      ScriptError: nothing to read before the first Sample or Choose, or an empty option.
+      ScriptError: nothing to read before the first Sample or Choose, an empty option, or a Sample
+        whose settings mean nothing.
     """
     tokens: list[tuple] = []
     bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
@@ -59,6 +62,7 @@ def compile_script(script: Script, tokenizer: Tokenizer) -> Program:
             )
         opening = False
         if isinstance(segment, Sample):
+            _check_sample(segment, script.id)
             # A token cut by a stop string may come back as a few shorter ones.
             longest += segment.max_new_tokens + (8 if segment.stop else 0)
             tokens.append(())
@@ -69,6 +73,20 @@ def compile_script(script: Script, tokenizer: Tokenizer) -> Program:
             longest += max(map(len, options))
             tokens.append(options)
     return Program(script, tuple(tokens), tuple(prefix), longest)
+
+
+def _check_sample(sample: Sample, script: str) -> None:
+    wrong = {
+        "max_new_tokens": (sample.max_new_tokens, sample.max_new_tokens >= 1, "at least 1"),
+        "temperature": (sample.temperature, 0 <= sample.temperature < math.inf, "0 or more"),
+        "top_p": (sample.top_p, 0 < sample.top_p <= 1, "above 0 and at most 1"),
+        "stop": (sample.stop, all(sample.stop), "made of strings that are not empty"),
+    }
+    for field, (value, fine, must) in wrong.items():
+        if not fine:
+            raise ScriptError(
+                f"script '{script}' has a Sample whose {field} is {value!r}; it must be {must}."
+            )
 
 
 def shared_prefix(programs: list[Program], least: int) -> int:
@@ -154,18 +172,16 @@ class Slot:
     def _close_sample(self, reason: int) -> None:
         """Ends a Sample: its result, and the context as a following Force shall find it."""
         written = self.sampled[:-1] if reason == END else self.sampled
-        data = b"".join(self.tokenizer.token_bytes(t) for t in written)
-        keep, rest = len(written), b""
+        pieces = [self._bytes(token) for token in written]
+        data, keep, rest = b"".join(pieces), len(written), b""
         if reason == STOP:
             # Only tokens wholly before the stop string stay; a remainder is read as forced text.
             data = data[: cut_at_stop(data, self.segment.stop)]
-            keep, size = 0, 0
-            for token in written:
-                size += len(self.tokenizer.token_bytes(token))
-                if size > len(data):
-                    break
-                keep += 1
-            rest = data[sum(len(self.tokenizer.token_bytes(t)) for t in written[:keep]) :]
+            ends = list(itertools.accumulate(map(len, pieces), initial=0))
+            keep = bisect.bisect_right(ends, len(data)) - 1
+            if ends[keep] < len(data):  # a remainder begins with a whole character
+                keep = bisect.bisect_right(ends, _character_start(data, ends[keep])) - 1
+            rest = data[ends[keep] :]
         text = data.decode("utf-8", errors="replace")
         tokens, logprobs = tuple(self.sampled), tuple(self.logprobs)
         in_slot = len(self.sampled) - 1
@@ -179,6 +195,10 @@ class Slot:
         self.sampled, self.logprobs, self.stop_state = [], [], 0
         self._advance()
 
+    def _bytes(self, token: int) -> bytes:
+        """A token's bytes; a row of the embedding that the tokenizer does not know has none."""
+        return self.tokenizer.token_bytes(token) if token < self.tokenizer.vocab_size else b""
+
     def chose(self, option_logprobs: list[float]) -> None:
         """Records a Choose; the context stays as it was."""
         self.results.append(SegmentResult(option_logprobs=tuple(option_logprobs)))
@@ -187,6 +207,14 @@ class Slot:
     @property
     def transcript(self) -> Transcript:
         return Transcript(self.program.script.id, tuple(self.results))
+
+
+def _character_start(data: bytes, at: int) -> int:
+    """`at`, or the start of the UTF-8 character that it stands inside of."""
+    start = at
+    while start > 0 and at - start < 3 and data[start] & 0xC0 == 0x80:
+        start -= 1
+    return start
 
 
 def bucket(n: int, buckets: tuple[int, ...]) -> int:
