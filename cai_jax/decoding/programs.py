@@ -60,9 +60,14 @@ class Draws:
 
 
 def _pick(cache: KVCache, slots: jax.Array, limit: int) -> KVCache:
-    """The first `limit` positions of some slots, copied out."""
-    if slots.shape[0] == cache.k.shape[1]:  # all slots come in their own order
+    """The first `limit` positions of distinct slots, copied out; all slots come in their order."""
+    if slots.shape[0] == cache.k.shape[1]:
         return jax.tree.map(lambda x: x[:, :, :, :limit], cache)
+    return _gather(cache, slots, limit)
+
+
+def _gather(cache: KVCache, slots: jax.Array, limit: int) -> KVCache:
+    """The first `limit` positions of any slots in any order, repeated ones included."""
     return jax.tree.map(lambda x: x[:, slots, :, :limit], cache)
 
 
@@ -245,7 +250,7 @@ def score(
     """Summed log-probability float32[R] of option tokens, one option a row, after a slot's context.
 
     Args:
-      slots, lengths: int32[R], each row's slot and how much of it is context.
+      slots, lengths: int32[R], each row's slot and how much of it is context; slots repeat.
       tokens: int32[R, T], right-padded options.
       counts: int32[R], their lengths.
     """
@@ -260,7 +265,7 @@ def score(
         tokens[:, :-1],
         _starts(lengths, prefix)[:, None] + offsets,
         causal_mask(real.astype(jnp.int32)),
-        _parts(_pick(cache, slots, limit), lengths, prefix),
+        _parts(_gather(cache, slots, limit), lengths, prefix),
     )
     later = _chosen(logits(params, hidden), tokens[:, 1:])
     return total + jnp.where(real, later, 0.0).sum(-1)
