@@ -37,6 +37,8 @@ class UsageError(ValueError):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit code, 2 where the user has something to mend."""
+    if argv is None:
+        with_huge_pages()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -128,6 +130,19 @@ def parse(arguments: list[str]):
     if not values.workdir:
         raise UsageError("--workdir=DIR is missing: the folder for records and checkpoints.")
     return config, Path(values.workdir), values.force
+
+
+def with_huge_pages() -> None:
+    """Starts this process anew with malloc on huge pages, where Linux offers them.
+
+    A step on CPU allocates gigabytes of temporaries; touched 4 kB at a time they cost a quarter of
+    its time. glibc reads the setting only when a process begins.
+    """
+    offered = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if "GLIBC_TUNABLES" in os.environ or not offered.exists() or "[never]" in offered.read_text():
+        return
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    os.execv(sys.executable, [sys.executable, "-m", "cai_jax.cli", *sys.argv[1:]])
 
 
 def keep_compiled_programs() -> None:

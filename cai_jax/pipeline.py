@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from cai_jax import constitution as constitutions
 from cai_jax.datasets import prompts as shipped
@@ -80,9 +79,14 @@ class Run:
             self._models[name] = load_model(name, self.settings.dtype, report=report)
         return self._models[name]
 
-    def release(self) -> None:
-        """Forgets loaded models; they are read again when next asked for."""
+    def take(self, model: Model) -> Params:
+        """Params of a loaded model to train from, and forgets all loaded models.
+
+        Training takes its start's buffers over, and two copies of each model would be the most
+        memory that a run needs. The next use of a model reads it again.
+        """
         self._models.clear()
+        return jax.tree.map(lambda x: x.astype("float32"), model.params)
 
     def engine(self, params: Params | None = None, model: Model | None = None) -> Engine:
         """An engine of the configured size for the initial model's shape, or another model."""
@@ -241,7 +245,7 @@ def finetune(run: Run) -> None:
     data = supervised.examples(s, model.tokenizer, model.format, revisions, helpful)
     with run.progress.stage("finetuning SL-CAI", 0, "steps") as bar:
         params = supervised.finetune(
-            s, model.config, _copy(model.params), data, folder, run.settings.seed,
+            s, model.config, run.take(model), data, folder, run.settings.seed,
             _stepper(bar, "train/loss", "loss"),
         )  # fmt: skip
     run.save("finetune", params)
@@ -284,7 +288,7 @@ def train_pm(run: Run) -> None:
     data = preference_model.examples(s, model.tokenizer, model.format, comparisons + human)
     with run.progress.stage("training the preference model", 0, "steps") as bar:
         params = preference_model.train_preference_model(
-            s, model.config, _copy(model.params), data, folder, run.settings.seed,
+            s, model.config, run.take(model), data, folder, run.settings.seed,
             _stepper(bar, "pm/accuracy", "agrees"),
         )  # fmt: skip
     run.save("preference_model", params)
@@ -306,7 +310,7 @@ def train_rl(run: Run) -> None:
     rows = run.data.red_team + run.data.helpful
     form = run.initial.format
     kept = len(ppo.fitting(s, engine.tokenizer, form, rows))
-    run.release()  # PPO holds four models of its own
+    run.take(run.initial)  # PPO holds four models of its own
     engine.params = None
     with run.progress.stage("PPO", s.updates, "updates") as bar:
         params = ppo.train_ppo(
@@ -364,8 +368,3 @@ def _stepper(bar: Stage, metric: str, name: str) -> Callable[[int, int, Any], No
         bar.advance(done - bar.done, note=f"{name} {metrics[metric]:.3f}")
 
     return stepped
-
-
-def _copy(params: Params) -> Params:
-    """Params whose buffers a training step may take over."""
-    return jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)

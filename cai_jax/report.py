@@ -241,7 +241,8 @@ def table(run: Run) -> None:
         for name, value in found["preference_model"].items()
     ]
     run.progress.results_table("Results on held-out prompts", COLUMNS, rows)
-    modes = list(found["labels"])
+    modes = [run.settings.compare.mode]
+    modes += [mode for mode in ai_feedback.MODES if mode not in modes]
     rows = [
         ResultRow(name, tuple(_interval(found["labels"][m][name]) for m in modes), _style(name))
         for name in found["labels"][modes[0]]
@@ -256,7 +257,7 @@ def table(run: Run) -> None:
 def _limits(run: Run, found: dict[str, Any]) -> list[str]:
     """What the numbers can and cannot show."""
     mode = run.settings.compare.mode
-    accuracy = next(iter(found["labels"][mode].values()))
+    accuracy = found["labels"][mode]["accuracy, both orders averaged"]
     chance = accuracy["low"] <= 0.5 <= accuracy["high"]
     judged = (
         "Scores, win rates and Elo are judged by the preference model that RL-CAI was trained "

@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
             "batch_size": 32,
             "length": 1024,
             "save_every": 100,
-            "remat": True,
+            "remat": "full",
             "optimizer": optimizer(1e-5),
         }
     )
@@ -104,7 +104,7 @@ def get_config() -> ConfigDict:
             "ai_weight": 1.0,
             "human_weight": 1.0,
             "save_every": 100,
-            "remat": True,
+            "remat": "full",
             "optimizer": optimizer(1e-5),
         }
     )
@@ -123,7 +123,7 @@ def get_config() -> ConfigDict:
             "clip": 0.2,
             "value_clip": 0.2,
             "save_every": 50,
-            "remat": True,
+            "remat": "full",
             "optimizer": optimizer(1e-6),
             "value_optimizer": optimizer(1e-5),
         }

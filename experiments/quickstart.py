@@ -21,6 +21,10 @@ def get_config(size: str = "full") -> ConfigDict:
     config = common()
     config.engine.max_length = 512
 
+    # At the paper's temperature of 1 a 135M model's answers are mostly noise.
+    for stage in (config.revise, config.compare, config.ppo, config.evaluate):
+        stage.temperature = 0.7
+
     config.revise.rounds = 2
     config.revise.few_shots = 2
     config.revise.response_tokens = 48
@@ -32,8 +36,9 @@ def get_config(size: str = "full") -> ConfigDict:
     config.finetune.batch_size = 4
     config.finetune.length = 256
     config.finetune.save_every = 16
-    config.finetune.remat = False
+    config.finetune.remat = "dots"
     config.finetune.optimizer.learning_rate = 2e-5
+    config.finetune.optimizer.moment_dtype = "bfloat16"
 
     config.compare.response_tokens = 48
     config.compare.few_shots = 2
@@ -43,19 +48,20 @@ def get_config(size: str = "full") -> ConfigDict:
 
     config.preference_model.epochs = 2
     config.preference_model.batch_size = 8
-    config.preference_model.length = 192
+    config.preference_model.length = 160
     config.preference_model.save_every = 16
-    config.preference_model.remat = False
+    config.preference_model.remat = "dots"
     config.preference_model.optimizer.learning_rate = 3e-5
+    config.preference_model.optimizer.moment_dtype = "bfloat16"
 
-    config.ppo.updates = 10
+    config.ppo.updates = 8
     config.ppo.batch_size = 16
-    config.ppo.minibatches = 2
+    config.ppo.minibatches = 4
     config.ppo.prompt_tokens = 96
     config.ppo.response_tokens = 32
     config.ppo.kl_coefficient = 0.02
-    config.ppo.save_every = 5
-    config.ppo.remat = False
+    config.ppo.save_every = 4
+    config.ppo.remat = "dots"
     config.ppo.optimizer.learning_rate = 3e-6
     config.ppo.optimizer.moment_dtype = "bfloat16"
     config.ppo.value_optimizer.learning_rate = 1e-5

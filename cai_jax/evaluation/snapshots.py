@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cai_jax.batch import pad_tokens
@@ -91,8 +89,9 @@ def answer(
         for row, replies in zip(rows, answers, strict=True)
         for reply in replies
     ]
-    own = response_logprobs(engine.config, engine.params, texts, settings.batch_size)
-    start = response_logprobs(engine.config, initial, texts, settings.batch_size)
+    # The KL is that of the distributions that were sampled from; greedy answers have none.
+    at = (engine.config, texts, settings.batch_size, settings.temperature or 1.0)
+    own, start = (response_logprobs(params, *at) for params in (engine.params, initial))
     drift = iter(float((a - b).sum()) for a, b in zip(own, start, strict=True))
     return [
         Answer(
@@ -113,12 +112,13 @@ def answer(
 
 
 def response_logprobs(
-    config: ModelConfig,
     params: Params,
+    config: ModelConfig,
     texts: Sequence[tuple[Sequence[int], Sequence[int]]],
     batch_size: int,
+    temperature: float,
 ) -> list[np.ndarray]:
-    """Log-probabilities of each response's tokens, float32[n] in nats at temperature 1.
+    """Log-probabilities of each response's tokens, float32[n] in nats.
 
     Args:
       texts: (prompt tokens, response tokens).
@@ -131,7 +131,7 @@ def response_logprobs(
         prompt, prompt_mask = pad_tokens([p[::-1] for p, _ in part], width[0])
         reply, mask = pad_tokens([r for _, r in part], width[1])
         logprobs, _ = jit_reply_logprobs(
-            config, params, prompt[:, ::-1], prompt_mask[:, ::-1], reply, mask, 1.0
+            config, params, prompt[:, ::-1], prompt_mask[:, ::-1], reply, mask, temperature
         )
         logprobs = np.asarray(logprobs)
         found += [logprobs[i, : len(reply)] for i, (_, reply) in enumerate(part)]
@@ -152,15 +152,10 @@ def perplexities(
         tokens, mask = example(tokenizer, form, conversation, text)
         cut = mask.index(True)
         split.append((tokens[:cut], tokens[cut:]))
-    logprobs = response_logprobs(config, params, split, batch_size)
+    logprobs = response_logprobs(params, config, split, batch_size, 1.0)
     return np.array([-x.mean() for x in logprobs]), np.array([len(x) for x in logprobs])
 
 
 def _rounded(n: int) -> int:
     """A multiple of 32, so that few shapes are compiled."""
     return -(-n // 32) * 32
-
-
-def free(params: Params) -> None:
-    """Gives the params' memory back at once."""
-    jax.tree.map(lambda x: x.delete() if isinstance(x, jnp.ndarray) else None, params)

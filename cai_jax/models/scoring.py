@@ -35,7 +35,7 @@ def reply_logprobs(
     reply: jax.Array,
     mask: jax.Array,
     temperature: float,
-    remat: bool = False,
+    remat: str = "none",
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of replies, in nats, and entropies of the distributions they came from.
 
@@ -60,7 +60,7 @@ def reply_values(
     prompt_mask: jax.Array,
     reply: jax.Array,
     mask: jax.Array,
-    remat: bool = False,
+    remat: str = "none",
 ) -> jax.Array:
     """The value function before each reply token, float32[B, R]; arguments as above."""
     hidden = _before_reply(config, params, prompt, prompt_mask, reply, mask, remat)

@@ -12,6 +12,13 @@ from cai_jax.models.layers import Block, RMSNorm, rotary_angles
 
 Params = dict
 
+# What the backward pass finds in memory; the rest it computes again.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
 
 class Transformer(nn.Module):
     """Embedding, scanned blocks and a last norm.
@@ -19,12 +26,12 @@ class Transformer(nn.Module):
     Attributes:
       config: the shape.
       dtype: of activations and matrix products; norms, softmax and logits are float32.
-      remat: whether a block's activations are recomputed in the backward pass.
+      remat: what the backward pass recomputes of a block: a key of REMAT.
     """
 
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -49,7 +56,10 @@ class Transformer(nn.Module):
         embed = nn.Embed(config.vocab_size, config.embed, dtype=self.dtype, name="embed")
         x = embed(tokens)
         cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        if self.remat == "none":
+            block = Block
+        else:
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
         layered = Past(k=0, v=0, mask=nn.broadcast)
         layers = nn.scan(
             block,
@@ -100,7 +110,7 @@ def hidden_states(
     segment_ids: jax.Array,
     *,
     dtype: jnp.dtype = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
 ) -> jax.Array:
     """Hidden states [B, T, D] of whole sequences; no token sees another segment or padding."""
     module = Transformer(config, dtype, remat)

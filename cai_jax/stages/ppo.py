@@ -63,7 +63,7 @@ class Settings:
     clip: of the probability ratio; 0.2 in the companion paper.
     value_clip: of the value's change, in units of the score.
     save_every: updates between checkpoints.
-    remat: whether activations are recomputed in the backward pass.
+    remat: what the backward pass recomputes, a key of models.transformer.REMAT.
     optimizer: of the policy; the companion paper's learning rate is 0.01 of pretraining.
     value_optimizer: of the value function.
     """
@@ -81,7 +81,7 @@ class Settings:
     clip: float
     value_clip: float
     save_every: int
-    remat: bool
+    remat: str
     optimizer: OptimizerConfig
     value_optimizer: OptimizerConfig
 

@@ -41,7 +41,7 @@ class Settings:
     ai_weight: loss weight of AI comparisons; the companion paper's is 1 to 10 on harmlessness.
     human_weight: loss weight of human comparisons.
     save_every: steps between checkpoints.
-    remat: whether activations are recomputed in the backward pass.
+    remat: what the backward pass recomputes, a key of models.transformer.REMAT.
     optimizer: the companion paper's learning rate is 0.01 of pretraining.
     """
 
@@ -51,7 +51,7 @@ class Settings:
     ai_weight: float
     human_weight: float
     save_every: int
-    remat: bool
+    remat: str
     optimizer: OptimizerConfig
 
 
@@ -89,7 +89,7 @@ def examples(
     return kept
 
 
-def make_loss(config: ModelConfig, remat: bool):
+def make_loss(config: ModelConfig, remat: str):
     """loss(params, ComparisonBatch) -> (soft Bradley-Terry, metrics)."""
 
     def loss_fn(params: Params, batch: ComparisonBatch):

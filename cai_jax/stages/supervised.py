@@ -35,7 +35,7 @@ class Settings:
     batch_size: rows of packed text, over all devices.
     length: tokens in a row; longer examples are refused.
     save_every: steps between checkpoints.
-    remat: whether activations are recomputed in the backward pass.
+    remat: what the backward pass recomputes, a key of models.transformer.REMAT.
     optimizer: the paper's learning rate is constant, half that of pretraining.
     """
 
@@ -44,7 +44,7 @@ class Settings:
     batch_size: int
     length: int
     save_every: int
-    remat: bool
+    remat: str
     optimizer: OptimizerConfig
 
     def __post_init__(self):
@@ -79,7 +79,7 @@ def epoch_batches(
     return pack([data[i] for i in order], settings.length, settings.batch_size)
 
 
-def make_loss(config: ModelConfig, remat: bool):
+def make_loss(config: ModelConfig, remat: str):
     """loss(params, TokenBatch) -> (mean cross-entropy in nats a target token, metrics)."""
 
     def loss_fn(params: Params, batch: TokenBatch):
