@@ -1,6 +1,8 @@
-"""cai_jax: Constitutional AI in JAX."""
+"""cai_jax: Constitutional AI in JAX. Bounds are around the tested versions, constraints.txt."""
 
 from setuptools import find_packages, setup
+
+TORCH = ["torch>=2.13,<3", "transformers>=5.23,<6"]  # to compare with; the package has no use of it
 
 setup(
     name="cai_jax",
@@ -11,30 +13,33 @@ setup(
     packages=find_packages(include=["cai_jax", "cai_jax.*"]),
     package_data={"cai_jax.datasets": ["*.jsonl"]},
     install_requires=[
-        "jax>=0.10,<0.12",
-        "flax>=0.12,<0.13",
-        "optax>=0.2.5,<0.3",
-        "orbax-checkpoint>=0.11,<0.13",
-        "tensorflow-datasets>=4.9.9,<5",
-        "array-record>=0.7",
-        "sentencepiece>=0.2,<0.3",
-        "tokenizers>=0.21,<0.24",
-        "ml-collections>=1.0,<2",
-        "safetensors>=0.5,<0.9",
-        "gguf>=0.17,<0.20",
-        "jinja2>=3.1,<4",
-        "pyyaml>=6,<7",
-        "rich>=13,<16",
-        "matplotlib>=3.9,<4",
+        "absl-py>=2.3,<3",
+        "array-record>=0.8,<0.9",
+        "chex>=0.1.91,<0.2",
         "choix>=0.4,<0.5",
-        "chex>=0.1.89,<0.2",
+        "flax>=0.12.4,<0.13",
+        "gguf>=0.17,<0.20",
+        "jax>=0.10,<0.12",
+        "jinja2>=3.1.6,<4",
+        "matplotlib>=3.10,<4",
+        "ml-collections>=1.1,<2",
         "numpy>=2,<3",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "pip>=23",  # downloads pretrained weights: it knows the user's index, proxy, certificates
+        "protobuf>=6,<8",
+        "pyyaml>=6,<7",
+        "rich>=14,<16",
+        "safetensors>=0.6,<0.9",
+        "sentencepiece>=0.2.1,<0.3",
+        "tensorflow-datasets>=4.9.9,<5",
+        "tokenizers>=0.22,<0.24",
     ],
     extras_require={
-        "test": ["pytest>=8,<10", "ruff>=0.14,<0.16", "torch>=2.6,<3", "transformers>=4.50,<6"],
-        "tpu": ["jax[tpu]"],
-        "cuda": ["jax[cuda13]"],
-        "bench": ["torch>=2.6,<3", "transformers>=4.50,<6"],
+        "test": ["pytest>=9,<10", "regex>=2025.1", "ruff>=0.17,<0.18", *TORCH],
+        "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "cuda": ["jax[cuda13]>=0.10,<0.12"],
+        "bench": TORCH,
     },
     entry_points={"console_scripts": ["cai-jax=cai_jax.cli:main"]},
 )

@@ -22,13 +22,19 @@ A whole run, or one stage of it; each continues where a former run stopped:
   figures       draw the figures again, from the records
   --force       with a stage whose settings changed: throw it away and make it again
 
-Without a config:
-  chat          talk to a model: cai-jax chat --model=NAME_OR_PATH [--workdir=DIR]
-  fetch         download and check a model: cai-jax fetch [NAME]
-  constitution  check FILE | diff FILE FILE | import --from=DIR --to=FILE
+Before a run, without a workdir:
+  doctor        show one example of every stage token by token, and check that all fits together
+
+Without a config; each takes --help:
+  chat            talk: chat --model=NAME_OR_PATH, or chat --workdir=DIR [--stage=finetune|ppo]
+  fetch           download and check a model: fetch [NAME]
+  constitution    check FILE | diff FILE FILE | import --from=DIR --to=FILE.yaml
+  import-weights  a known model or a .gguf file to Hugging Face layout: --from=MODEL --to=DIR
+  export-weights  a run's model to Hugging Face layout: --workdir=DIR [--stage=NAME] --to=DIR
 """
 
 STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "figures")
+TOOLS = ("chat", "fetch", "constitution", "import-weights", "export-weights")
 
 
 class UsageError(ValueError):
@@ -48,12 +54,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if verb == "run" or verb in STAGES:
             _run(verb, rest)
-        elif verb in ("chat", "fetch", "constitution"):
+        elif verb == "doctor":
+            _doctor(rest)
+        elif verb in TOOLS:
             from cai_jax import tools
 
-            getattr(tools, verb)(rest)
+            if verb == "chat":
+                keep_compiled_programs()
+            getattr(tools, verb.replace("-", "_"))(rest)
         else:
-            known = ", ".join(("run", *STAGES, "chat", "fetch", "constitution"))
+            known = ", ".join(("run", *STAGES, "doctor", *TOOLS))
             raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
     except KeyboardInterrupt:
         print("\nStopped; run the same command again to continue.", file=sys.stderr)
@@ -94,8 +104,20 @@ def _run(verb: str, arguments: list[str]) -> None:
             report.table(run)
 
 
-def parse(arguments: list[str]):
-    """(ConfigDict, workdir, force) from flags.
+def _doctor(arguments: list[str]) -> None:
+    config, _, _ = parse(arguments, needs_workdir=False)
+    from cai_jax.doctor.checks import doctor
+    from cai_jax.pipeline import read_data
+    from cai_jax.settings import run_settings
+
+    settings = run_settings(config)
+    data = read_data(settings)
+    keep_compiled_programs()
+    doctor(settings, data.red_team, data.helpful, data.label_pairs)
+
+
+def parse(arguments: list[str], needs_workdir: bool = True):
+    """(ConfigDict, workdir, force) from flags; workdir is None where none is needed or given.
 
     Raises:
       UsageError: a flag or config key that does not exist, or a config file that cannot be read.
@@ -127,9 +149,9 @@ def parse(arguments: list[str]):
         sys.path.pop(0)
     if left:
         raise UsageError(f"'{left[0]}' is not understood; flags are written --name=value.")
-    if not values.workdir:
+    if not values.workdir and needs_workdir:
         raise UsageError("--workdir=DIR is missing: the folder for records and checkpoints.")
-    return config, Path(values.workdir), values.force
+    return config, Path(values.workdir) if values.workdir else None, values.force
 
 
 def with_huge_pages() -> None:
