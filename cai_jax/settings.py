@@ -6,11 +6,14 @@ The ConfigDict goes no further than this.
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from cai_jax.evaluation import snapshots
+from cai_jax.models.transformer import REMAT
 from cai_jax.stages import ai_feedback, critique_revision, ppo, preference_model, supervised
 
 T = TypeVar("T")
@@ -112,23 +115,43 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, tuple | list):
             raise ConfigError(f"{where} is {value!r}; it must be a tuple.")
-        return tuple(value)
+        items = typing.get_args(hint)
+        if len(value) != len(items):
+            raise ConfigError(f"{where} is {value!r}; it must have {len(items)} entries.")
+        pairs = enumerate(zip(items, value, strict=True))
+        return tuple(_value(item, entry, f"{where}[{n}]") for n, (item, entry) in pairs)
     if hint is float and type(value) is int:
         return float(value)
-    if type(value) is not hint:
+    if type(value) is not hint or value != value:  # NaN is of no use anywhere
         raise ConfigError(f"{where} is {value!r}; it must be of type {hint.__name__}.")
     return value
 
 
-_AT_LEAST_ONE = {
-    "engine": "slots max_length",
-    "revise": "rounds response_tokens critique_tokens revision_tokens helpful_samples shard_size",
-    "finetune": "epochs batch_size length save_every",
-    "compare": "response_tokens chain_tokens shard_size",
-    "preference_model": "epochs batch_size length save_every",
-    "ppo": "updates batch_size prompt_tokens response_tokens epochs minibatches save_every",
-    "evaluate": "samples response_tokens batch_size resamples",
-}
+# Setting paths, and what their values must lie between.
+_RANGES = (
+    (
+        """engine.slots engine.max_length
+        revise.rounds revise.response_tokens revise.critique_tokens revise.revision_tokens
+        revise.helpful_samples revise.shard_size
+        finetune.epochs finetune.batch_size finetune.length finetune.save_every
+        compare.response_tokens compare.chain_tokens compare.shard_size
+        preference_model.epochs preference_model.batch_size preference_model.length
+        preference_model.save_every
+        ppo.updates ppo.batch_size ppo.prompt_tokens ppo.response_tokens ppo.epochs
+        ppo.minibatches ppo.save_every
+        evaluate.samples evaluate.response_tokens evaluate.batch_size evaluate.resamples""",
+        (1, math.inf),
+    ),
+    (
+        """prompts.red_team_limit prompts.helpful_limit prompts.held_out_red_team_limit
+        prompts.held_out_helpful_limit prompts.helpful_comparisons_limit prompts.label_pairs_limit
+        revise.few_shots revise.temperature compare.few_shots compare.temperature
+        compare.chain_temperature preference_model.ai_weight preference_model.human_weight
+        ppo.kl_coefficient ppo.clip ppo.value_clip evaluate.temperature""",
+        (0, math.inf),
+    ),
+    ("ppo.gamma ppo.lam revise.top_p compare.top_p evaluate.top_p", (0, 1)),
+)
 
 
 def run_settings(config: Mapping[str, Any]) -> RunSettings:
@@ -138,19 +161,24 @@ def run_settings(config: Mapping[str, Any]) -> RunSettings:
       ConfigError: naming the key.
     """
     settings = build(RunSettings, config)
-    for group, names in _AT_LEAST_ONE.items():
+    for names, (least, most) in _RANGES:
         for name in names.split():
-            value = getattr(getattr(settings, group), name)
-            if value < 1:
-                raise ConfigError(f"config.{group}.{name} is {value}; it must be at least 1.")
+            value = operator.attrgetter(name)(settings)
+            if not least <= value <= most:
+                wanted = f"at least {least}" if most == math.inf else f"in [{least}, {most}]"
+                raise ConfigError(f"config.{name} is {value}; it must be {wanted}.")
     for group in ("revise", "compare", "evaluate"):
-        part = getattr(settings, group)
-        if not 0 < part.top_p <= 1:
-            raise ConfigError(f"config.{group}.top_p is {part.top_p}; it must be in (0, 1].")
-        if part.temperature < 0:
+        if getattr(settings, group).top_p == 0:
+            raise ConfigError(f"config.{group}.top_p is 0.0; it must be above 0.")
+    for group in ("finetune", "preference_model", "ppo"):
+        remat = getattr(settings, group).remat
+        if remat not in REMAT:
             raise ConfigError(
-                f"config.{group}.temperature is {part.temperature}; it must be at least 0."
+                f"config.{group}.remat is '{remat}'; it must be one of {', '.join(REMAT)}."
             )
+    for axis, size in dataclasses.asdict(settings.mesh).items():
+        if size < 1 and size != -1:
+            raise ConfigError(f"config.mesh.{axis} is {size}; it must be at least 1, or -1.")
     if settings.dtype not in ("float32", "bfloat16"):
         raise ConfigError(
             f"config.dtype is '{settings.dtype}'; it must be 'float32' or 'bfloat16'."
