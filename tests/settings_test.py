@@ -1,0 +1,118 @@
+"""Settings: what a config must hold, and the sentence for each way to get it wrong."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+
+from cai_jax.settings import ConfigError, run_settings
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def common():
+    sys.path.insert(0, str(EXPERIMENTS))
+    try:
+        from common import get_config
+    finally:
+        sys.path.pop(0)
+    return get_config().to_dict()
+
+
+def changed(config: dict, key: str, value) -> dict:
+    config = copy.deepcopy(config)
+    *groups, last = key.split(".")
+    place = config
+    for name in groups:
+        place = place[name]
+    place[last] = value
+    return config
+
+
+def test_the_defaults_build(common):
+    settings = run_settings(common)
+    assert settings.revise.rounds == 4
+    assert settings.compare.clamp == (0.0, 1.0)
+    assert settings.ppo.value_optimizer.learning_rate == 1e-5
+    assert settings.ppo.optimizer.learning_rate == 1e-6
+
+
+def test_a_list_is_a_tuple_and_a_whole_number_a_float(common):
+    # JSON and command-line overrides know neither tuples nor the difference between 1 and 1.0.
+    settings = run_settings(changed(common, "compare.clamp", [0.4, 0.6]))
+    assert settings.compare.clamp == (0.4, 0.6)
+    settings = run_settings(changed(common, "ppo.gamma", 1))
+    assert type(settings.ppo.gamma) is float
+
+
+def test_settings_are_frozen(common):
+    with pytest.raises(AttributeError):
+        run_settings(common).ppo.updates = 3
+
+
+def test_every_missing_key_is_named(common):
+    def keys(group, prefix=""):
+        for name, value in group.items():
+            yield prefix + name
+            if isinstance(value, dict):
+                yield from keys(value, f"{prefix}{name}.")
+
+    names = list(keys(common))
+    assert len(names) > 80
+    for name in names:
+        config = copy.deepcopy(common)
+        *groups, last = name.split(".")
+        place = config
+        for group in groups:
+            place = place[group]
+        del place[last]
+        with pytest.raises(ConfigError, match=rf"^config\.{name} is missing"):
+            run_settings(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("nosuch", 1, r"config\.nosuch is not a setting; known here: compare, constitution"),
+        ("ppo.nosuch", 1, r"config\.ppo\.nosuch is not a setting; known here: batch_size"),
+        ("ppo.optimizer.nosuch", 1, r"config\.ppo\.optimizer\.nosuch is not a setting"),
+        ("ppo.updates", "x", r"config\.ppo\.updates is 'x'; it must be of type int"),
+        ("ppo.updates", 2.0, r"config\.ppo\.updates is 2\.0; it must be of type int"),
+        ("ppo.updates", True, r"config\.ppo\.updates is True; it must be of type int"),
+        ("ppo.gamma", True, r"config\.ppo\.gamma is True; it must be of type float"),
+        ("ppo.gamma", None, r"config\.ppo\.gamma is None"),
+        ("ppo.gamma", float("nan"), r"config\.ppo\.gamma is nan"),
+        ("ppo.kl_coefficient", -1.0, r"config\.ppo\.kl_coefficient is -1\.0"),
+        ("ppo", 3, r"config\.ppo is 3; it must be a group of settings"),
+        ("compare.clamp", 0.5, r"config\.compare\.clamp is 0\.5; it must be a tuple"),
+        ("compare.clamp", (0.6, 0.4), r"config\.compare.*clamp is \(0\.6, 0\.4\)"),
+        ("compare.clamp", ("a", "b"), r"config\.compare.*clamp"),
+        ("compare.mode", "guess", r"config\.compare.*mode is 'guess'"),
+        ("finetune.revisions", "first", r"config\.finetune.*revisions is 'first'"),
+        ("finetune.remat", "some", r"config\.finetune.*remat is 'some'"),
+        ("ppo.remat", "some", r"config\.ppo.*remat is 'some'"),
+        ("ppo.minibatches", 7, r"config\.ppo.*batch_size \(64\) is not a multiple"),
+        ("ppo.updates", 0, r"config\.ppo\.updates is 0; it must be at least 1"),
+        ("ppo.temperature", 0.0, r"config\.ppo.*temperature is 0\.0"),
+        ("revise.rounds", 0, r"config\.revise\.rounds is 0; it must be at least 1"),
+        ("revise.few_shots", -1, r"config\.revise\.few_shots is -1; it must be at least 0"),
+        ("revise.top_p", 0.0, r"config\.revise\.top_p is 0\.0; it must be above 0"),
+        ("revise.top_p", 1.1, r"config\.revise\.top_p is 1\.1; it must be in \[0, 1\]"),
+        ("evaluate.temperature", -0.1, r"config\.evaluate\.temperature is -0\.1"),
+        ("compare.chain_temperature", -0.1, r"config\.compare\.chain_temperature is -0\.1"),
+        ("prompts.red_team_limit", -1, r"config\.prompts\.red_team_limit is -1"),
+        ("dtype", "float64", r"config\.dtype is 'float64'"),
+        ("finetune.optimizer.kind", "sgd", r"config\.finetune\.optimizer: .*sgd"),
+        ("finetune.optimizer.b1", 1.0, r"config\.finetune\.optimizer: .*b1"),
+        ("preference_model.ai_weight", -1.0, r"config\.preference_model\.ai_weight is -1\.0"),
+        ("engine.slots", 0, r"config\.engine\.slots is 0; it must be at least 1"),
+        ("mesh.data", 0, r"config\.mesh\.data is 0"),
+    ],
+)
+def test_each_bad_value_has_its_sentence(common, key, value, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        run_settings(changed(common, key, value))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
