@@ -35,9 +35,12 @@ class Workdir:
     def __init__(self, path: str | Path, force: bool = False):
         self.path = Path(path)
         self.force = force
+        self._notes: dict[str, Any] = {}
 
     def prepare(self, settings: Any, needed_bytes: int) -> None:
-        """Checks that the folder can hold the run, and notes the run's config and environment.
+        """Checks that the folder can hold the run.
+
+        The run's config and environment are written there when a stage begins.
 
         Raises:
           WorkdirError: it is not a folder, not writable, or the disk has too little room.
@@ -58,8 +61,10 @@ class Workdir:
                 f"workdir {self.path} has {free / 1e9:.1f} GB free and the run needs about "
                 f"{needed_bytes / 1e9:.1f} GB for checkpoints; make room or choose another one."
             )
-        self.write_json("config.json", dataclasses.asdict(settings))
-        self.write_json("environment.json", environment())
+        self._notes = {
+            "config.json": dataclasses.asdict(settings),
+            "environment.json": environment(),
+        }
 
     def begin(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Whether a stage is still to be done; notes what it is made from.
@@ -67,7 +72,7 @@ class Workdir:
         Raises:
           WorkdirError: the folder holds the stage made from something else.
         """
-        folder = self.path / stage
+        folder, removed = self.path / stage, self.path / f".{stage}.removed"
         made_from = folder / "inputs.json"
         text = _json(inputs)
         if made_from.exists() and made_from.read_text() != text:
@@ -77,9 +82,16 @@ class Workdir:
                     f"{folder} was made with another {changed}; give a new --workdir, or --force "
                     "to throw this stage away and make it again."
                 )
-            shutil.rmtree(folder)
+            # Out of sight in one step: a kill in between must not leave half of an old stage.
+            shutil.rmtree(removed, ignore_errors=True)
+            folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+        if (folder / "done.json").exists():
+            return False
+        for name, value in self._notes.items():
+            self.write_json(name, value)
         write_atomically(made_from, text.encode())
-        return not (folder / "done.json").exists()
+        return True
 
     def finish(self, stage: str, summary: dict[str, Any]) -> None:
         """Marks a stage as finished and drops the checkpoints that it no longer needs."""
