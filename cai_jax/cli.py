@@ -126,7 +126,9 @@ def parse(arguments: list[str], needs_workdir: bool = True):
     from ml_collections import config_flags
 
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "experiment", flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "experiment", flag_values=values, sys_argv=["cai-jax", *arguments]
+    )
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_bool("force", False, "remake changed stages", flag_values=values)
     given = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
