@@ -310,6 +310,11 @@ def train_rl(run: Run) -> None:
     rows = run.data.red_team + run.data.helpful
     form = run.initial.format
     kept = len(ppo.fitting(s, engine.tokenizer, form, rows))
+    if kept < len(rows):
+        run.progress.say(
+            f"{len(rows) - kept} of {len(rows)} prompts are longer than ppo.prompt_tokens "
+            f"({s.prompt_tokens}) and stay out of PPO"
+        )
     run.take(run.initial)  # PPO holds four models of its own
     engine.params = None
     with run.progress.stage("PPO", s.updates, "updates") as bar:

@@ -20,6 +20,7 @@ def get_config(size: str = "full") -> ConfigDict:
         )
     config = common()
     config.engine.max_length = 512
+    config.engine.slots = 24
 
     # At the paper's temperature of 1 a 135M model's answers are mostly noise.
     for stage in (config.revise, config.compare, config.ppo, config.evaluate):
@@ -27,11 +28,11 @@ def get_config(size: str = "full") -> ConfigDict:
 
     config.revise.rounds = 2
     config.revise.few_shots = 2
-    config.revise.response_tokens = 48
-    config.revise.critique_tokens = 40
-    config.revise.revision_tokens = 48
+    config.revise.response_tokens = 40
+    config.revise.critique_tokens = 32
+    config.revise.revision_tokens = 40
     config.revise.helpful_samples = 1
-    config.revise.shard_size = 32
+    config.revise.shard_size = 24
 
     config.finetune.batch_size = 4
     config.finetune.length = 256
@@ -40,15 +41,15 @@ def get_config(size: str = "full") -> ConfigDict:
     config.finetune.optimizer.learning_rate = 2e-5
     config.finetune.optimizer.moment_dtype = "bfloat16"
 
-    config.compare.response_tokens = 48
+    config.compare.response_tokens = 40
     config.compare.few_shots = 2
     config.compare.both_orders = True
-    config.compare.chain_tokens = 40
-    config.compare.shard_size = 32
+    config.compare.chain_tokens = 32
+    config.compare.shard_size = 24
 
     config.preference_model.epochs = 2
     config.preference_model.batch_size = 8
-    config.preference_model.length = 160
+    config.preference_model.length = 144
     config.preference_model.save_every = 16
     config.preference_model.remat = "dots"
     config.preference_model.optimizer.learning_rate = 3e-5
@@ -57,7 +58,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.ppo.updates = 8
     config.ppo.batch_size = 16
     config.ppo.minibatches = 4
-    config.ppo.prompt_tokens = 96
+    config.ppo.prompt_tokens = 64
     config.ppo.response_tokens = 32
     config.ppo.kl_coefficient = 0.02
     config.ppo.save_every = 4
@@ -67,7 +68,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.ppo.value_optimizer.learning_rate = 1e-5
     config.ppo.value_optimizer.moment_dtype = "bfloat16"
 
-    config.evaluate.response_tokens = 48
+    config.evaluate.response_tokens = 40
 
     if size == "smoke":
         config.prompts.red_team_limit = 5

@@ -12,7 +12,7 @@ from cai_jax.decoding.schedule import (
     Slot,
     bucket,
     compile_script,
-    powers_of_two,
+    read_limits,
     shared_prefix,
 )
 from cai_jax.decoding.stops import MATCHED, stop_tables
@@ -214,7 +214,7 @@ def test_a_choose_right_after_a_sample_reads_the_last_token_again():
 
 
 def test_buckets():
-    assert powers_of_two(128, 1000) == (128, 256, 512, 1000)
-    assert powers_of_two(128, 512) == (128, 256, 512)
-    assert powers_of_two(64, 64) == (64,)
+    assert read_limits(128, 1000) == (128, 256, 384, 512, 768, 1000)
+    assert read_limits(128, 512) == (128, 256, 384, 512)
+    assert read_limits(64, 64) == (64,)
     assert [bucket(n, (4, 16, 64)) for n in (0, 4, 5, 64, 99)] == [4, 4, 16, 64, 64]

@@ -18,7 +18,7 @@ from cai_jax.decoding.schedule import (
     Slot,
     bucket,
     compile_script,
-    powers_of_two,
+    read_limits,
     shared_prefix,
     wants,
 )
@@ -28,7 +28,7 @@ from cai_jax.script import Choose, Sample, Script, Transcript
 
 LEAST_PREFIX = 16  # a shorter shared prefix is not worth a part of its own
 SHORTEST = 128  # smallest buffer for slots and prefixes, in tokens
-WIDTHS = (16, 64, 256)  # chunks in which forced tokens are read
+WIDTHS = (16, 64, 128, 256)  # chunks in which forced tokens are read
 BUDGET = 1024  # tokens read in one call, padding counted
 STEPS = 64  # most tokens a slot samples in one burst
 
@@ -67,7 +67,7 @@ class Engine:
         self.config, self.params, self.tokenizer = model.config, model.params, model.tokenizer
         self.slots, self.max_length = slots, max_length
         self.dtype = jax.tree.leaves(model.params)[0].dtype
-        self.limits = (0, *powers_of_two(min(SHORTEST, max_length), max_length))
+        self.limits = (0, *read_limits(min(SHORTEST, max_length), max_length))
         self.row_counts = tuple(sorted({*(r for r in (1, 4, 16) if r < slots), slots}))
         self.stats = Stats()
         self._token_bytes: list[bytes] | None = None
@@ -206,9 +206,10 @@ class Engine:
                 return
             waiting.sort(key=lambda item: (-item[0], item[1]))
             width = bucket(waiting[0][0], WIDTHS)
-            most = max(r for r in self.row_counts if r == 1 or r * width <= BUDGET)
-            group = [i for _, i in waiting[:most]]
-            rows = bucket(len(group), self.row_counts)
+            most = max(1, min(self.slots, BUDGET // width))
+            few = max(1, most // 4)
+            rows = few if len(waiting) <= few else most
+            group = [i for _, i in waiting[:rows]]
             if rows == self.slots:  # a full call takes the slots in their own order
                 wanted = set(group)
                 group = list(range(self.slots))
@@ -290,7 +291,7 @@ class Engine:
             jnp.int32(max(1, rows // 4) if more else rows),
             config=self.config,
             dtype=self.dtype,
-            limit=self._limit(min(max(lengths) + STEPS, self._cache.k.shape[3])),
+            limit=self._limit(max(len(s.context) + s.most_to_come(STEPS) for s in slots if s)),
             steps=STEPS,
         )
         counts, tokens, logprobs = map(np.asarray, (counts, tokens, logprobs))

@@ -136,6 +136,10 @@ class Slot:
         """How many segments are unanswered, the current one counted."""
         return len(self.program.script.segments) - len(self.results)
 
+    def most_to_come(self, steps: int) -> int:
+        """The most tokens that a burst of so many steps can add to the slot."""
+        return min(steps, self.segment.max_new_tokens - len(self.sampled))
+
     @property
     def options(self) -> tuple[tuple[int, ...], ...]:
         """The current Choose's options in tokens."""
@@ -222,10 +226,11 @@ def bucket(n: int, buckets: tuple[int, ...]) -> int:
     return next((b for b in buckets if b >= n), buckets[-1])
 
 
-def powers_of_two(low: int, high: int) -> tuple[int, ...]:
-    """low, 2 low, 4 low, ... and high itself."""
-    steps = max(0, math.ceil(math.log2(high / low))) if high > low else 0
-    return (*(low << i for i in range(steps)), high)
+def read_limits(low: int, high: int) -> tuple[int, ...]:
+    """low, 2 low, 3 low, 4 low, 6 low, 8 low, ... and high itself: few, and none much too long."""
+    steps = [low << i for i in range(max(1, (high // low).bit_length()))]
+    steps += [3 * step // 2 for step in steps[1:]]
+    return (*sorted(step for step in steps if step < high), high)
 
 
 def wants(slot: Slot | None, kind: type) -> bool:

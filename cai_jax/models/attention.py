@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -58,23 +60,31 @@ def attention_with_past(
     """
     b, t, h, c = q.shape
     kv_heads = k.shape[2]
-    q = (q * c**-0.5).reshape(b, t, kv_heads, h // kv_heads, c)
+    group = h // kv_heads
+    # Queries of one kv head side by side, [B, K, T * G, C]: on CPU a batched product is several
+    # times faster when its batch axes lead and its result needs no transposing.
+    q = (q * c**-0.5).reshape(b, t, kv_heads, group, c).transpose(0, 2, 1, 3, 4)
+    q = q.reshape(b, kv_heads, t * group, c)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    own = Past(k, v, jnp.repeat(mask, group, axis=1)[:, None])
+    parts = [own, *(p.replace(mask=p.mask[:, None, None]) for p in past)]
 
-    def scores_of(part: Past) -> jax.Array:
-        keys = "kpc" if part.k.ndim == 3 else "bkpc"
-        s = jnp.einsum(f"btkgc,{keys}->bkgtp", q, part.k, preferred_element_type=jnp.float32)
-        return jnp.where(part.mask[:, None, None, None], s, MASKED)
+    def product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+        if y.ndim == 3:  # shared by all rows: one product for each kv head
+            x = x.transpose(1, 0, 2, 3).reshape(kv_heads, -1, x.shape[-1])
+            out = jnp.einsum(spec.replace("b", ""), x, y, preferred_element_type=jnp.float32)
+            return out.reshape(kv_heads, b, t * group, -1).transpose(1, 0, 2, 3)
+        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
-    own = jnp.einsum("btkgc,bukc->bkgtu", q, k, preferred_element_type=jnp.float32)
-    own = jnp.where(mask[:, None, None], own, MASKED)
-    scores = [own, *map(scores_of, past)]
-    maximum = jnp.max(jnp.stack([s.max(-1) for s in scores]), 0)[..., None]
+    scores = [
+        jnp.where(p.mask, product("bkmc,bkpc->bkmp", q, p.k.astype(q.dtype)), MASKED) for p in parts
+    ]
+    maximum = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
     weights = [jnp.exp(s - maximum) for s in scores]
-    total = sum(w.sum(-1) for w in weights)  # [B, K, G, T]
-
-    out = jnp.einsum("bkgtu,bukc->btkgc", weights[0].astype(v.dtype), v)
-    for part, w in zip(past, weights[1:], strict=True):
-        values = "kpc" if part.v.ndim == 3 else "bkpc"
-        out += jnp.einsum(f"bkgtp,{values}->btkgc", w.astype(part.v.dtype), part.v)
-    out = out / total.transpose(0, 3, 1, 2)[..., None].astype(out.dtype)
-    return out.reshape(b, t, h, c)
+    total = sum(w.sum(-1, keepdims=True) for w in weights)
+    out = sum(
+        product("bkmp,bkpc->bkmc", w.astype(p.v.dtype), p.v)
+        for w, p in zip(weights, parts, strict=True)
+    )
+    out = (out / total).astype(v.dtype).reshape(b, kv_heads, t, group, c)
+    return out.transpose(0, 2, 1, 3, 4).reshape(b, t, h, c)

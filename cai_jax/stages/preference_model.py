@@ -31,6 +31,8 @@ from cai_jax.training.loop import train
 from cai_jax.training.metrics import MetricsLog
 from cai_jax.training.optimizer import OptimizerConfig
 
+WIDTH = 64  # texts are padded to multiples of this
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -111,25 +113,34 @@ def make_loss(config: ModelConfig, remat: str):
 def batches(data: list[Example], settings: Settings, seed: int) -> list[ComparisonBatch]:
     """All epochs' batches, each epoch shuffled by (seed, epoch); the last is filled with weight 0.
 
-    Which response stands first is drawn too, so the position says nothing.
+    Pairs of similar length share a batch, and a batch is only as wide as it must be. Which response
+    stands first is drawn too, so the position says nothing.
     """
     size, found = settings.batch_size, []
     for epoch in range(settings.epochs):
         order = rng.permutation(len(data), seed, "preference model", epoch)
         swap = rng.permutation(len(data), seed, "preference model order", epoch) % 2 == 1
-        for start in range(0, len(order), size):
-            part = [(data[i], swap[i]) for i in order[start : start + size]]
-            filler = size - len(part)
-            part += [(data[order[start]], False)] * filler
+        order = sorted(order, key=lambda i: _width(data[i], settings.length))
+        groups = [order[start : start + size] for start in range(0, len(order), size)]
+        for n in rng.permutation(len(groups), seed, "preference model batches", epoch):
+            group = groups[n]
+            filler = size - len(group)
+            part = [(data[i], swap[i]) for i in [*group, *[group[0]] * filler]]
             found.append(
                 comparison_batch(
                     [(e.b, e.a) if s else (e.a, e.b) for e, s in part],
                     [1 - e.prob_a if s else e.prob_a for e, s in part],
-                    [e.weight for e, _ in part[: size - filler]] + [0.0] * filler,
-                    settings.length,
+                    [data[i].weight for i in group] + [0.0] * filler,
+                    max(_width(e, settings.length) for e, _ in part),
                 )
             )
     return found
+
+
+def _width(example: Example, length: int) -> int:
+    """A multiple of WIDTH that holds both texts, or `length`: few shapes are compiled."""
+    longest = max(len(example.a), len(example.b))
+    return min(-(-longest // WIDTH) * WIDTH, length)
 
 
 def train_preference_model(
@@ -181,9 +192,11 @@ def score_texts(
     A text longer than `length` keeps its end, where the score is read.
     """
     rows = [example(tokenizer, form, prompt, text)[0][-length:] for prompt, text in texts]
-    scores = []
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    scores = np.zeros(len(rows), np.float32)
     for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        tokens, mask = pad_tokens(part + [part[0]] * (batch_size - len(part)), length)
-        scores.append(np.asarray(jit_score(config, params, tokens, mask))[: len(part)])
-    return np.concatenate(scores) if scores else np.zeros(0, np.float32)
+        part = order[start : start + batch_size]
+        width = min(-(-len(rows[part[-1]]) // WIDTH) * WIDTH, length)
+        padded = [rows[i] for i in part + part[:1] * (batch_size - len(part))]
+        scores[part] = jit_score(config, params, *pad_tokens(padded, width))[: len(part)]
+    return scores
