@@ -1,0 +1,261 @@
+"""The transformer: equal to transformers' on the same weights, causal, blind to padding."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import CONFIG, tiny_model
+
+from cai_jax.decoding import Engine
+from cai_jax.models import transformer
+from cai_jax.models.config import ModelConfig
+from cai_jax.script import Force, Sample, Script
+from cai_jax.weights import vocabularies
+from cai_jax.weights.load import load_model
+from cai_jax.weights.safetensors import write_directory
+
+TEXTS = ("", "a", "\n\nHuman: hello", "The same letters again and again and again.", "é" * 30)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "remat"))
+def logits_of(config, params, tokens, positions, segment_ids, remat="none"):
+    hidden = transformer.hidden_states(config, params, tokens, positions, segment_ids, remat=remat)
+    return transformer.logits(params, hidden)
+
+
+def padded(rows, length=None):
+    """Right-padded tokens with positions and segment ids; the padding is any token."""
+    length = length or max(map(len, rows))
+    tokens = np.full((len(rows), length), 7, np.int32)
+    real = np.zeros_like(tokens)
+    for n, row in enumerate(rows):
+        tokens[n, : len(row)] = row
+        real[n, : len(row)] = 1
+    return tokens, np.broadcast_to(np.arange(length), tokens.shape), real
+
+
+def assert_rows_equal_transformers(model, theirs, rows, tolerance):
+    torch = pytest.importorskip("torch")
+    tokens, positions, real = padded(rows)
+    ours = np.asarray(logits_of(model.config, model.params, tokens, positions, real))
+    with torch.no_grad():
+        batched = theirs(torch.tensor(tokens), attention_mask=torch.tensor(real)).logits.numpy()
+    for n, row in enumerate(rows):
+        difference = np.abs(ours[n, : len(row)] - batched[n, : len(row)]).max()
+        assert difference < tolerance, f"row {n}: {difference}"
+
+
+def assert_generates_as_transformers(model, theirs, prompts, new_tokens):
+    torch = pytest.importorskip("torch")
+    scripts = [
+        Script((*forces, Sample(new_tokens, temperature=0.0)), f"{n}")
+        for n, forces in enumerate(prompts)
+    ]
+    engine = Engine(model, slots=len(scripts), max_length=128)
+    engine.row_counts = (len(scripts),)  # one size, one compilation
+    answers = engine.run(scripts)
+    for answer in answers:
+        prompt = [] if model.tokenizer.bos_id is None else [model.tokenizer.bos_id]
+        prompt += [t for segment in answer.segments[:-1] for t in segment.tokens]
+        whole = theirs.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=list(model.tokenizer.end_ids),
+            pad_token_id=model.tokenizer.pad_id,
+        )
+        assert list(answer.segments[-1].tokens) == whole[0, len(prompt) :].tolist()
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def llama(request, tmp_path_factory):
+    """A random tiny Llama that transformers made and saved, as both libraries load it."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=300,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=10,
+        intermediate_size=80,
+        rope_theta=50000.0,
+        rms_norm_eps=1e-4,
+        max_position_embeddings=256,
+        tie_word_embeddings=request.param,
+        initializer_range=0.3,
+        bos_token_id=256,
+        eos_token_id=257,
+    )
+    torch.manual_seed(0)
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    for name, weight in theirs.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(weight, 1.0, 0.3)
+    folder = tmp_path_factory.mktemp("llama")
+    theirs.save_pretrained(folder)
+    write_tokenizer(folder)
+    ours = load_model(folder)
+    assert ours.config.tied_embeddings == request.param
+    return ours, theirs
+
+
+def write_tokenizer(folder):
+    """The tokenizer files of a byte-level vocabulary, through our own writer."""
+    import tokenizers
+
+    from cai_jax.tokenizer import HuggingFaceTokenizer, byte_level_table
+
+    vocab = dict(byte_level_table())
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<s>", "</s>"])
+    tokenizer = HuggingFaceTokenizer(backend, bos_token="<s>", eos_token="</s>", adds_bos=True)
+    (folder / "tokenizer.json").write_text(vocabularies.to_json(tokenizer), "utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        '{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}', "utf-8"
+    )
+
+
+def test_logits_equal_transformers_on_a_random_llama(llama):
+    model, theirs = llama
+    rows = [[model.tokenizer.bos_id, *model.tokenizer.encode(text)] for text in TEXTS]
+    assert_rows_equal_transformers(model, theirs, rows, 1e-4)
+
+
+def test_greedy_decoding_equals_transformers_on_a_random_llama(llama):
+    model, theirs = llama
+    prompts = [(Force(text),) for text in TEXTS[1:]]
+    assert_generates_as_transformers(model, theirs, prompts, 30)
+
+
+def smollm2_prompts(model):
+    from cai_jax.conversation import Conversation
+
+    chat = Conversation().human("Name three colours.")
+    return [
+        model.format.prompt(chat),
+        model.format.prompt(chat.assistant("Red, green and blue.").human("And a fourth?")),
+        (Force("The quick brown fox jumps over the lazy dog, and then"),),
+    ]
+
+
+def test_logits_equal_transformers_on_smollm2(smollm2, smollm2_in_transformers):
+    encode = smollm2.tokenizer.encode
+    rows = [
+        [t for force in forces for t in encode(force.text, control=force.control)]
+        for forces in smollm2_prompts(smollm2)
+    ]
+    assert_rows_equal_transformers(smollm2, smollm2_in_transformers, rows, 1e-3)
+
+
+def test_greedy_decoding_equals_transformers_on_smollm2(smollm2, smollm2_in_transformers):
+    prompts = smollm2_prompts(smollm2)
+    assert_generates_as_transformers(smollm2, smollm2_in_transformers, prompts, 24)
+
+
+def test_a_model_that_we_wrote_reads_back(tmp_path):
+    """A twin of the tests against transformers that needs no torch."""
+    model = tiny_model()
+    write_directory(tmp_path, model.config, model.params, model.tokenizer, None)
+    again = load_model(tmp_path)
+    assert again.config == model.config
+    chex.assert_trees_all_equal(jax.device_get(again.params), jax.device_get(model.params))
+    tokens = np.arange(40).reshape(2, 20)
+    np.testing.assert_array_equal(again.logits(tokens), model.logits(tokens))
+
+
+def test_a_token_sees_only_what_stands_before_it():
+    model = tiny_model()
+
+    def read(embedding, at):
+        params = model.params | {"embed": {"embedding": embedding}}
+        tokens = jnp.arange(12)[None]  # each token its own row of the embedding
+        hidden = transformer.hidden_states(
+            model.config, params, tokens, tokens, jnp.ones_like(tokens)
+        )
+        return jnp.square(hidden[0, at]).sum() + hidden[0, at, 0]
+
+    gradient = jax.jit(jax.grad(read))(model.params["embed"]["embedding"], 5)
+    seen = np.abs(np.asarray(gradient)).sum(-1) > 0
+    assert seen.nonzero()[0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_padding_and_neighbours_change_nothing():
+    """Padded equals unpadded, a sub-batch equals the batch, packed equals apart."""
+    model = tiny_model()
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 256, n).tolist() for n in (1, 12, 17)]
+    read = functools.partial(logits_of, model.config, model.params)
+    whole = np.asarray(read(*padded(rows, 32)))
+    for n, row in enumerate(rows):
+        alone = np.asarray(read(*padded([row])))[0]
+        np.testing.assert_allclose(whole[n, : len(row)], alone, atol=1e-4)
+    np.testing.assert_allclose(read(*padded(rows[1:3], 32)), whole[1:3], atol=1e-4)
+    # All rows in one, each a segment with positions of its own.
+    tokens = np.concatenate(rows)[None]
+    positions = np.concatenate([np.arange(len(row)) for row in rows])[None]
+    segments = np.concatenate([np.full(len(row), n + 1) for n, row in enumerate(rows)])[None]
+    packed = np.asarray(read(tokens, positions, segments))[0]
+    apart = np.concatenate([whole[n, : len(row)] for n, row in enumerate(rows)])
+    np.testing.assert_allclose(packed, apart, atol=1e-4)
+
+
+def test_a_row_of_padding_alone_is_finite():
+    model = tiny_model()
+    tokens = np.zeros((1, 8), np.int32)
+    out = logits_of(model.config, model.params, tokens, tokens, tokens)
+    assert np.isfinite(out).all()
+    gradient = jax.grad(lambda p: logits_of(model.config, p, tokens, tokens, tokens).sum())(
+        model.params
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_params_are_the_documented_tree():
+    config = dataclasses.replace(CONFIG, tied_embeddings=False)
+    v, d, n, h, k, c, f = (
+        getattr(config, name)
+        for name in ("vocab_size", "embed", "layers", "heads", "kv_heads", "head_dim", "mlp")
+    )
+    shapes = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
+    assert jax.tree.map(lambda x: x.shape, shapes) == {
+        "embed": {"embedding": (v, d)},
+        "layers": {
+            "attention_norm": {"scale": (n, d)},
+            "q": {"kernel": (n, d, h, c)},
+            "k": {"kernel": (n, d, k, c)},
+            "v": {"kernel": (n, d, k, c)},
+            "o": {"kernel": (n, h, c, d)},
+            "mlp_norm": {"scale": (n, d)},
+            "gate": {"kernel": (n, d, f)},
+            "up": {"kernel": (n, d, f)},
+            "down": {"kernel": (n, f, d)},
+        },
+        "final_norm": {"scale": (d,)},
+        "lm_head": {"kernel": (d, v)},
+    }
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    tied = dataclasses.replace(config, tied_embeddings=True)
+    tied = jax.eval_shape(functools.partial(transformer.init, tied), jax.random.key(0))
+    assert "lm_head" not in tied
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 0}, "layers is 0; it must be >= 1"),
+        ({"kv_heads": 3}, r"heads \(4\) is not a multiple of kv_heads \(3\)"),
+        ({"head_dim": 7}, "head_dim is 7; rotary positions need an even one"),
+    ],
+)
+def test_a_shape_that_no_model_has_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**dataclasses.asdict(CONFIG) | change)
