@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from cai_jax.conversation import Conversation, Turn
 
+from cai_jax.conversation import Conversation, Turn
 from cai_jax.datasets import cai_prompts
 from cai_jax.datasets import prompts as readers
 

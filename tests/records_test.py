@@ -8,9 +8,9 @@ import textwrap
 
 import numpy as np
 import pytest
-from cai_jax.conversation import Conversation, Turn
 
 from cai_jax import records
+from cai_jax.conversation import Conversation, Turn
 
 PROVENANCE = records.Provenance("tiny@0f3a", "house@91bc", 7, "abc123")
 PROMPT = Conversation(
