@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 USAGE = """cai-jax: Constitutional AI, from a constitution to an assistant.
@@ -123,14 +123,7 @@ def parse(arguments: list[str], needs_workdir: bool = True):
       UsageError: a flag or config key that does not exist, or a config file that cannot be read.
     """
     from absl import flags
-    from ml_collections import config_flags
 
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "experiment", flag_values=values, sys_argv=["cai-jax", *arguments]
-    )
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    flags.DEFINE_bool("force", False, "remake changed stages", flag_values=values)
     given = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
     if given is None:
         raise UsageError("--config=FILE.py is missing, such as experiments/quickstart.py.")
@@ -139,18 +132,22 @@ def parse(arguments: list[str], needs_workdir: bool = True):
         raise UsageError(f"--config: there is no file {file}.")
     sys.path.insert(0, str(file.resolve().parent))  # an experiment imports its common.py
     try:
-        left = values(["cai-jax", *arguments])[1:]
-        config = values.config
-    except flags.Error as error:
-        raise UsageError(_sentence(error)) from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UsageError(f"{file}: {_sentence(error)}") from error
-    except Exception as error:  # a config file is code and can fail in any way
-        raise UsageError(f"{file} cannot be read: {_sentence(error)}") from error
+        config, _ = _parsed([f"--config={given}"])
+        if hasattr(config, "keys"):  # what stands for a file that was not found raises here
+            _check_keys(config, arguments)
+        else:
+            raise UsageError(f"{file}: get_config() gives {config!r}, which is no ConfigDict.")
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:  # a config file is code and can fail in any way
+        raise UsageError(f"{file} cannot be used: {_sentence(error)}.") from error
+    else:
+        try:
+            config, values = _parsed(arguments)
+        except flags.Error as error:
+            raise UsageError(f"{_sentence(error)}.") from error
     finally:
         sys.path.pop(0)
-    if left:
-        raise UsageError(f"'{left[0]}' is not understood; flags are written --name=value.")
     if not values.workdir and needs_workdir:
         raise UsageError("--workdir=DIR is missing: the folder for records and checkpoints.")
     return config, Path(values.workdir) if values.workdir else None, values.force
@@ -179,10 +176,46 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _sentence(error: Exception) -> str:
-    """The first line of what an error says."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+def _parsed(arguments: list[str]):
+    """(config, flag values) of arguments that hold --config.
+
+    Raises:
+      flags.Error: a flag that does not exist or cannot be read.
+      UsageError: a stray word.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    argv = ["cai-jax", *arguments]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "experiment", flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_bool("force", False, "remake changed stages", flag_values=values)
+    if stray := values(argv)[1:]:
+        raise UsageError(f"'{stray[0]}' is not understood; flags are written --name=value.")
+    return values.config, values
+
+
+def _check_keys(config: Mapping, arguments: list[str]) -> None:
+    """Raises UsageError where a flag sets what the config does not have."""
+    for argument in arguments:
+        if argument.startswith("--config."):
+            place = config
+            for name in argument.removeprefix("--config.").split("=")[0].split("."):
+                known = sorted(place.keys()) if hasattr(place, "keys") else []
+                if name not in known:
+                    there = f"known there: {', '.join(known)}" if known else "nothing is below it"
+                    raise UsageError(f"{argument}: there is no setting '{name}'; {there}.")
+                place = place[name]
+
+
+def _sentence(error: BaseException) -> str:
+    """The line of an error that says what is wrong: a wrapped traceback's last, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines or isinstance(error, KeyError | SystemExit):
+        return " ".join([type(error).__name__, *lines])
+    line = lines[-1].removeprefix("ValueError: ") if "Traceback" in str(error) else lines[0]
+    return line.rstrip(".")
 
 
 if __name__ == "__main__":

@@ -153,8 +153,23 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """Puts a host batch on the mesh.
+def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Lays params or a TrainState out on the mesh; without one, commits it to the first device.
+
+    An array that is committed in one call of a jitted function and not in the next compiles twice.
+    """
+    if mesh is None:
+        return jax.device_put(tree, jax.local_devices()[0])
+    return jax.device_put(tree, param_shardings(tree, mesh, DEFAULT_RULES))
+
+
+def layout(tree: PyTree) -> PyTree:
+    """The sharding of every array."""
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
+    """Puts a host batch on the mesh; without one, leaves it where it is.
 
     Args:
       batch: a tree of arrays with a leading batch axis. Every process passes the same global
@@ -163,6 +178,8 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     Raises:
       ValueError: the number of rows is not a multiple of data x fsdp.
     """
+    if mesh is None:
+        return batch
     sharding = batch_sharding(mesh)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from cai_jax.datasets import prompts as shipped
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding import Engine
 from cai_jax.encoding import prompt_tokens
+from cai_jax.mesh import make_mesh, place
+from cai_jax.models import heads, transformer
 from cai_jax.models.transformer import Params
 from cai_jax.progress import Progress, Stage
 from cai_jax.records import Comparison, Provenance, Response, Revision, Shards
 from cai_jax.settings import ConfigError, RunSettings
 from cai_jax.stages import ai_feedback, critique_revision, ppo, preference_model, supervised
-from cai_jax.training.checkpoint import load_params, save_params
+from cai_jax.training.checkpoint import check_shapes, load_params, save_params
 from cai_jax.weights.load import Model, load_model
 from cai_jax.workdir import Workdir, commit, digest
 
@@ -51,7 +54,20 @@ class Run:
         self.settings, self.workdir, self.progress = settings, workdir, progress
         self.constitution = constitutions.load(settings.constitution)
         self.data = read_data(settings)
+        mesh = make_mesh(dataclasses.asdict(settings.mesh))
+        self.mesh = mesh if mesh.size > 1 else None
+        _check_batches(settings, mesh)
         self._models: dict[str, Model] = {}
+        if self.feedback.config != self.initial.config:
+            raise ConfigError(
+                f"config.feedback_model: {self.feedback.name} has another shape than "
+                f"{self.initial.name}, and the preference model made from it scores what the "
+                "policy samples, token by token; use a model of the same shape and vocabulary."
+            )
+        # Kept apart from the models, which training lets go.
+        trunk = jax.eval_shape(partial(transformer.init, self.initial.config), jax.random.key(0))
+        scorer = jax.eval_shape(heads.with_scalar_head, trunk)
+        self._trees = {"finetune": trunk, "ppo": trunk, "preference_model": scorer}
         self._check_prompts()
         params = sum(x.nbytes for x in jax.tree.leaves(self.initial.params))
         # Three params trees stay; PPO keeps two states and writes the next beside the last.
@@ -76,7 +92,7 @@ class Run:
     def _model(self, name: str) -> Model:
         if name not in self._models:
             report = self.progress.say
-            self._models[name] = load_model(name, self.settings.dtype, report=report)
+            self._models[name] = load_model(name, self.settings.dtype, self.mesh, report)
         return self._models[name]
 
     def take(self, model: Model) -> Params:
@@ -98,7 +114,10 @@ class Run:
 
     def params_of(self, stage: str) -> Params:
         """A finished stage's params."""
-        return load_params(self.workdir.path / stage / "params")[0]
+        folder = self.workdir.path / stage / "params"
+        params, _ = load_params(folder)
+        check_shapes(params, self._trees[stage], folder)
+        return place(params, self.mesh)
 
     def save(self, stage: str, params: Params) -> None:
         metadata = {"stage": stage, "start": self.provenance.model}
@@ -167,6 +186,21 @@ class Run:
                 "ppo": digest(self.inputs("ppo")),
             },
         }[stage]()
+
+
+def _check_batches(settings: RunSettings, mesh: jax.sharding.Mesh) -> None:
+    """Refuses batches that do not divide over the mesh."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    for name, rows in (
+        ("finetune.batch_size", settings.finetune.batch_size),
+        ("preference_model.batch_size", settings.preference_model.batch_size),
+        ("ppo.batch_size / ppo.minibatches", settings.ppo.batch_size // settings.ppo.minibatches),
+    ):
+        if rows % ways:
+            raise ConfigError(
+                f"config.{name} is {rows}, which does not divide over the mesh's data x fsdp = "
+                f"{ways} devices; change it or config.mesh."
+            )
 
 
 def read_data(settings: RunSettings) -> Data:
@@ -246,7 +280,7 @@ def finetune(run: Run) -> None:
     with run.progress.stage("finetuning SL-CAI", 0, "steps") as bar:
         params = supervised.finetune(
             s, model.config, run.take(model), data, folder, run.settings.seed,
-            _stepper(bar, "train/loss", "loss"),
+            _stepper(bar, "train/loss", "loss"), run.mesh,
         )  # fmt: skip
     run.save("finetune", params)
     run.workdir.finish("finetune", {"examples": len(data)})
@@ -289,7 +323,7 @@ def train_pm(run: Run) -> None:
     with run.progress.stage("training the preference model", 0, "steps") as bar:
         params = preference_model.train_preference_model(
             s, model.config, run.take(model), data, folder, run.settings.seed,
-            _stepper(bar, "pm/accuracy", "agrees"),
+            _stepper(bar, "pm/accuracy", "agrees"), run.mesh,
         )  # fmt: skip
     run.save("preference_model", params)
     left_out = len(comparisons) + len(human) - len(data)
@@ -321,7 +355,7 @@ def train_rl(run: Run) -> None:
         params = ppo.train_ppo(
             s, engine, form, run.params_of("finetune"), run.params_of("finetune"),
             run.params_of("preference_model"), rows, folder, run.settings.seed, run.provenance,
-            _stepper(bar, "objective/score", "score"),
+            _stepper(bar, "objective/score", "score"), run.mesh,
         )  # fmt: skip
     run.save("ppo", params)
     run.workdir.finish("ppo", {"prompts": kept, "too_long_and_left_out": len(rows) - kept})

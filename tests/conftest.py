@@ -25,6 +25,12 @@ def chat_model():
 
 
 @pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory):
+    """A cache folder for tiny runs: compiled programs and prepared prompts, one for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M-Instruct from the user's cache, fetched if need be."""
     try:

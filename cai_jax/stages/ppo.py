@@ -26,6 +26,7 @@ from cai_jax.decoding.engine import Engine
 from cai_jax.decoding.respond import Reply, respond
 from cai_jax.encoding import prompt_tokens
 from cai_jax.losses import clipped_policy_loss, clipped_value_loss, masked_mean
+from cai_jax.mesh import layout, place, shard_batch
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.scoring import (
     jit_reply_logprobs,
@@ -211,6 +212,7 @@ def train_ppo(
     seed: int,
     provenance: Provenance,
     progress: Callable[[int, int, dict], None],
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Params:
     """Trains the policy; resumes from the newest checkpoint in `directory`.
 
@@ -219,6 +221,7 @@ def train_ppo(
       policy_params: the start; its buffers are taken over.
       ref_params, pm_params: frozen; of any float dtype.
       rows: prompts; each update takes the next `batch_size` of an endless reshuffled stream.
+      mesh: over which the models, optimiser states and batches are split; None for one device.
 
     Raises:
       TrainingError: a loss is not finite, or the policy that is trained is not the one that
@@ -229,13 +232,19 @@ def train_ppo(
     steps = settings.updates * settings.epochs * settings.minibatches
     opt = optimizer.make(settings.optimizer, steps)
     value_opt = optimizer.make(settings.value_optimizer, steps)
-    policy_step = state.make_step(make_policy_loss(config, settings), opt)
-    value_step = state.make_step(make_value_loss(config, settings), value_opt)
     start = jax.tree.map(lambda x: jnp.array(x, jnp.float32), pm_params)
     states = {
         "policy": state.create(policy_params, opt),
         "value": state.create(start, value_opt),
     }
+    states = place(states, mesh)
+    laid_out = layout(states)
+    policy_step = state.make_step(
+        make_policy_loss(config, settings), opt, state_shardings=laid_out["policy"]
+    )
+    value_step = state.make_step(
+        make_value_loss(config, settings), value_opt, state_shardings=laid_out["value"]
+    )
     checkpoints = Checkpoints(directory / "checkpoints", keep=1)
     log = MetricsLog(directory / "metrics.jsonl")
     shards = Shards(directory / "rollouts")
@@ -260,13 +269,14 @@ def train_ppo(
         replies = [reply for (reply,) in replies]
         rollout = make_rollout(
             settings, engine, form, [row for _, row in part], replies,
-            states["policy"].params, ref_params, states["value"].params, pm_params,
+            states["policy"].params, ref_params, states["value"].params, pm_params, mesh,
         )  # fmt: skip
         data, metrics = advantages_of(
             rollout, settings.kl_coefficient, settings.gamma, settings.lam
         )
         last: dict[str, jax.Array] = {}
         for number, minibatch in enumerate(minibatches(settings, data, seed, update)):
+            minibatch = shard_batch(minibatch, mesh)
             states["policy"], last = policy_step(states["policy"], minibatch)
             error = float(last["policy/ratio_error"])
             if number == 0:
@@ -300,10 +310,10 @@ def stream(
 ) -> list[tuple[str, PromptRow]]:
     """The prompts of one update, each under a name of its own: its place in the stream."""
     found = []
-    for place in range(update * batch_size, (update + 1) * batch_size):
-        epoch, i = divmod(place, len(rows))
+    for n in range(update * batch_size, (update + 1) * batch_size):
+        epoch, i = divmod(n, len(rows))
         row = rows[rng.permutation(len(rows), seed, "ppo prompts", epoch)[i]]
-        found.append((f"{place}/{row.id}", row))
+        found.append((f"{n}/{row.id}", row))
     return found
 
 
@@ -317,25 +327,28 @@ def make_rollout(
     reference: Params,
     value: Params,
     pm: Params,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Rollout:
     """Pads the texts and lets the four models say what they think of them."""
     prompts = [prompt_tokens(engine.tokenizer, form, row.conversation) for row in rows]
     prompt, prompt_mask = _padded(prompts, settings.prompt_tokens, left=True)
-    response, mask = _padded([r.tokens for r in replies], settings.response_tokens, left=False)
-    texts = (prompt, prompt_mask, response, mask)
+    response, response_mask = _padded(
+        [r.tokens for r in replies], settings.response_tokens, left=False
+    )
+    texts = shard_batch((prompt, prompt_mask, response, response_mask), mesh)
     config, temperature = engine.config, settings.temperature
     logprobs, _ = jit_reply_logprobs(config, policy, *texts, temperature)
     ref_logprobs, _ = jit_reply_logprobs(config, reference, *texts, temperature)
-    whole = np.concatenate([prompt, response], 1), np.concatenate([prompt_mask, mask], 1)
+    whole = np.concatenate([prompt, response], 1), np.concatenate([prompt_mask, response_mask], 1)
     return Rollout(
         prompt=prompt,
         prompt_mask=prompt_mask,
         response=response,
-        mask=mask,
+        mask=response_mask,
         logprobs=logprobs,
         ref_logprobs=ref_logprobs,
         values=jit_reply_values(config, value, *texts),
-        score=jit_score(config, pm, *whole),
+        score=jit_score(config, pm, *shard_batch(whole, mesh)),
     )
 
 

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +19,7 @@ from cai_jax.batch import ComparisonBatch, comparison_batch, pad_tokens
 from cai_jax.conversation import Conversation
 from cai_jax.encoding import example
 from cai_jax.losses import soft_bradley_terry
+from cai_jax.mesh import layout, place, shard_batch
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.scoring import jit_score, places
@@ -151,22 +153,25 @@ def train_preference_model(
     directory: Path,
     seed: int,
     progress: Callable[[int, int, dict], None],
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Params:
     """Trains from a language model's params; resumes from the newest checkpoint in `directory`.
 
     Args:
       params: the start; its trunk's buffers are taken over, the scalar head begins at zero.
+      mesh: over which params, optimiser state and batches are split; None for one device.
 
     Returns:
       params with a scalar head.
     """
     planned = batches(data, settings, seed)
     opt = optimizer.make(settings.optimizer, len(planned))
+    start = place(state.create(heads.with_scalar_head(params), opt), mesh)
     checkpoints = Checkpoints(directory / "checkpoints", keep=1)
     final = train(
-        state.create(heads.with_scalar_head(params), opt),
-        state.make_step(make_loss(config, settings.remat), opt),
-        lambda n: planned[n],
+        start,
+        state.make_step(make_loss(config, settings.remat), opt, state_shardings=layout(start)),
+        lambda n: shard_batch(planned[n], mesh),
         len(planned),
         checkpoints,
         settings.save_every,

@@ -14,6 +14,7 @@ from cai_jax.batch import TokenBatch, pack
 from cai_jax.encoding import example
 from cai_jax.logprobs import chunked_token_logprobs
 from cai_jax.losses import cross_entropy
+from cai_jax.mesh import layout, place, shard_batch
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.scoring import CHUNK
 from cai_jax.models.transformer import Params, hidden_states, unembedding
@@ -61,13 +62,19 @@ def examples(
     revisions: list[Revision],
     helpful: list[Response],
 ) -> list[tuple[list[int], list[bool]]]:
-    """Training examples: revisions and the model's own helpful responses, empty texts left out."""
+    """Training examples: revisions and the model's own helpful responses, empty texts left out.
+
+    Raises:
+      ValueError: no text is left.
+    """
     texts = [
         (record.prompt, step.revision)
         for record in revisions
         for step in (record.steps if settings.revisions == "all" else record.steps[-1:])
     ]
     texts += [(record.prompt, record.response) for record in helpful]
+    if not any(text for _, text in texts):
+        raise ValueError("finetune has no examples: there are no revisions and no responses.")
     return [example(tokenizer, form, prompt, text) for prompt, text in texts if text]
 
 
@@ -103,12 +110,14 @@ def finetune(
     directory: Path,
     seed: int,
     progress: Callable[[int, int, dict], None],
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Params:
     """Finetunes; resumes from the newest checkpoint in `directory`.
 
     Args:
       params: the start; its buffers are taken over.
       data: (tokens, loss mask) of each example.
+      mesh: over which params, optimiser state and batches are split; None for one device.
 
     Returns:
       SL-CAI's params.
@@ -116,12 +125,13 @@ def finetune(
     epochs = [epoch_batches(data, settings, seed, epoch) for epoch in range(settings.epochs)]
     batches = [batch for epoch in epochs for batch in epoch]
     opt = optimizer.make(settings.optimizer, len(batches))
-    step = state.make_step(make_loss(config, settings.remat), opt)
+    start = place(state.create(params, opt), mesh)
+    step = state.make_step(make_loss(config, settings.remat), opt, state_shardings=layout(start))
     checkpoints = Checkpoints(directory / "checkpoints", keep=1)
     final = train(
-        state.create(params, opt),
+        start,
         step,
-        lambda n: jax.tree.map(np.asarray, batches[n]),
+        lambda n: shard_batch(jax.tree.map(np.asarray, batches[n]), mesh),
         len(batches),
         checkpoints,
         settings.save_every,

@@ -133,7 +133,7 @@ class Checkpoints:
 
     def _read(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
         found = self._manager.item_metadata(step)["state"].tree
-        _check_shapes(found, template, self.directory / str(step))
+        check_shapes(found, template, self.directory / str(step))
         items = ocp.args.Composite(state=_restore_args(template), document=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         _check_sums(restored["state"], restored["document"]["checksums"])
@@ -257,7 +257,8 @@ def _restore_args(template: PyTree) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(abstract, restore_args=restore_args)
 
 
-def _check_shapes(found: PyTree, template: PyTree, where: Path) -> None:
+def check_shapes(found: PyTree, template: PyTree, where: Path) -> None:
+    """Raises CheckpointError unless two trees hold arrays of the same shapes and dtypes."""
     found, expected = _named(found), _named(template)
     for name in [*expected, *found]:
         here, there = (

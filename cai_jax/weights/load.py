@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from cai_jax.chat_template import ChatFormat, with_turn_end
 from cai_jax.conversation import PaperFormat
-from cai_jax.mesh import DEFAULT_RULES, param_shardings
+from cai_jax.mesh import place
 from cai_jax.models import transformer
 from cai_jax.models.config import ModelConfig
 from cai_jax.tokenizer import Tokenizer
@@ -85,13 +85,16 @@ def load_model(
             f"or one of {', '.join(sorted(SOURCES))}."
         )
     if template:
-        form = ChatFormat.for_tokenizer(template, tokenizer)
+        try:
+            form = ChatFormat.for_tokenizer(template, tokenizer)
+        except ValueError as error:
+            raise WeightsError(f"{path_or_name}: {error}") from error
         tokenizer = with_turn_end(tokenizer, form)
     else:
         form = PaperFormat()
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     if mesh is not None:
-        params = jax.device_put(params, param_shardings(params, mesh, DEFAULT_RULES))
+        params = place(params, mesh)
     return Model(config, params, tokenizer, form, str(path_or_name), _fingerprint(files))
 
 
