@@ -247,7 +247,7 @@ def test_a_stage_before_its_time(capsys, experiment, tmp_path, verb, needed):
 
 
 @pytest.fixture
-def finished(experiment, tmp_path):
+def mark_finished(experiment, tmp_path):
     """Marks stages as finished whose outputs a test then spoils."""
 
     def mark(*stages: str) -> None:
@@ -260,8 +260,8 @@ def finished(experiment, tmp_path):
     return mark
 
 
-def test_params_of_another_shape(capsys, experiment, tmp_path, finished):
-    finished("revise", "finetune")
+def test_params_of_another_shape(capsys, experiment, tmp_path, mark_finished):
+    mark_finished("revise", "finetune")
     other = {"embed": {"embedding": jnp.ones((3, 5))}}
     save_params(tmp_path / "run" / "finetune" / "params", other, {})
     said = complaint(capsys, *experiment.command("compare", tmp_path / "run"))
@@ -270,8 +270,8 @@ def test_params_of_another_shape(capsys, experiment, tmp_path, finished):
     assert "float32[259,32]" in said
 
 
-def test_truncated_params(capsys, experiment, tmp_path, finished):
-    finished("revise", "finetune")
+def test_truncated_params(capsys, experiment, tmp_path, mark_finished):
+    mark_finished("revise", "finetune")
     params = tmp_path / "run" / "finetune" / "params"
     save_params(params, {"embed": {"embedding": jnp.ones((300, 500))}}, {})
     largest = max(params.rglob("*"), key=lambda f: f.stat().st_size if f.is_file() else 0)
@@ -283,8 +283,8 @@ def test_truncated_params(capsys, experiment, tmp_path, finished):
     assert said == f"There are no saved parameters at {params}."
 
 
-def test_a_checkpoint_of_another_shape(capsys, experiment, tmp_path, finished):
-    finished("revise")
+def test_a_checkpoint_of_another_shape(capsys, experiment, tmp_path, mark_finished):
+    mark_finished("revise")
     for name in ("revisions", "helpful"):
         (tmp_path / "run" / "revise" / name).mkdir()
     _write_records(tmp_path / "run" / "revise")
@@ -301,8 +301,8 @@ def _write_records(folder):
     Shards(folder / "helpful", 1).write(0, rows)
 
 
-def test_a_damaged_shard(capsys, experiment, tmp_path, finished):
-    finished("revise")
+def test_a_damaged_shard(capsys, experiment, tmp_path, mark_finished):
+    mark_finished("revise")
     _write_records(tmp_path / "run" / "revise")
     shard = tmp_path / "run" / "revise" / "helpful" / "00000-of-00001.jsonl"
     shard.write_bytes(shard.read_bytes()[:-20])
@@ -310,8 +310,8 @@ def test_a_damaged_shard(capsys, experiment, tmp_path, finished):
     assert said == f"{shard}, line 1: the shard is cut short; delete it and run again."
 
 
-def test_records_that_hold_nothing_to_learn(capsys, experiment, tmp_path, finished):
-    finished("revise")
+def test_records_that_hold_nothing_to_learn(capsys, experiment, tmp_path, mark_finished):
+    mark_finished("revise")
     said = complaint(capsys, *experiment.command("finetune", tmp_path / "run"))
     assert "no examples" in said
 

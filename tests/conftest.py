@@ -31,6 +31,17 @@ def tiny_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def finished(tiny_cache, tmp_path_factory):
+    """(experiment, workdir) of a whole tiny run in the paper's format; not to be changed."""
+    import tiny_run
+
+    experiment = tiny_run.write(tmp_path_factory.mktemp("experiment"))
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    assert tiny_run.run(experiment.command("run", workdir), tiny_cache) == 0
+    return experiment, workdir
+
+
+@pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M-Instruct from the user's cache, fetched if need be."""
     try:

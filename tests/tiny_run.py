@@ -11,12 +11,21 @@ import json
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
+import jax
+import numpy as np
 from fakes import CHATML, tiny_model
+from jax.experimental.compilation_cache import compilation_cache
 
+from cai_jax import cli
+from cai_jax.training.checkpoint import load_params
 from cai_jax.weights.safetensors import write_directory
 
 ROOT = Path(__file__).parents[1]
+# Records then name no commit, so a file that is edited meanwhile changes none of them. A process
+# with GLIBC_TUNABLES is not started anew for the sake of huge pages.
+PLAIN = {"GIT_DIR": os.devnull, "GLIBC_TUNABLES": ""}
 
 CONFIG = """
 from common import get_config as common
@@ -96,7 +105,8 @@ class Experiment:
 def write(folder: Path, chat: bool = False, constitution: str = "general") -> Experiment:
     """Writes a model (random, of 32,000 parameters), prompts and a config that uses them."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = tiny_model(chat=chat)
+    # One size of vocabulary for both formats, so that they share compiled programs.
+    model = tiny_model(chat=chat, vocab_size=261)
     template = CHATML if chat else None
     write_directory(folder / "model", model.config, model.params, model.tokenizer, template)
     for name, texts in PROMPTS.items():
@@ -112,11 +122,35 @@ def write(folder: Path, chat: bool = False, constitution: str = "general") -> Ex
     return Experiment(folder)
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """For a process of its own: compiled programs and prepared prompts shared through `cache`.
+def run(argv: list[str], cache: Path) -> int:
+    """A command in this process; `cache` and `environment` below as for one of its own."""
+    compilation_cache.reset_cache()
+    with mock.patch.dict(os.environ, {"CAI_JAX_CACHE": str(cache), **PLAIN}):
+        return cli.main(argv)
 
-    Without a git directory records name no commit, so files edited meanwhile change nothing.
+
+def environment(cache: Path) -> dict[str, str]:
+    """For a process of its own: compiled programs and prepared prompts shared through `cache`."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("CAI_JAX", "XLA", "JAX"))}
+    own |= {"CAI_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu", **PLAIN}
+    return own | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
+
+def left_by(workdir: Path) -> dict[str, bytes]:
+    """All that a run leaves and that must not depend on when it was killed: path to content.
+
+    Left out: timings, drawings (their numbers are in the .csv files), and how params are stored.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CAI_JAX", "XLA", "JAX"))}
-    more = {"CAI_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu", "GIT_DIR": str(cache / "none")}
-    return {**kept, **more, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    found = {}
+    for file in sorted(workdir.rglob("*")):
+        name = file.relative_to(workdir).as_posix()
+        kept = file.suffix in (".jsonl", ".json", ".csv") and file.name != "perf.jsonl"
+        if file.is_file() and kept and "/params/" not in name:
+            found[name] = file.read_bytes()
+    for folder in sorted(workdir.glob("*/params")):
+        params, metadata = load_params(folder)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            name = f"{folder.relative_to(workdir)}{jax.tree_util.keystr(path)}"
+            found[name] = np.asarray(leaf).tobytes()
+        found[f"{folder.relative_to(workdir)}/metadata"] = repr(metadata).encode()
+    return found
