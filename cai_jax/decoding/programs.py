@@ -131,6 +131,13 @@ def extend(
     return kv_cache.write(cache, new, slots, lengths, counts), last_logits
 
 
+@functools.partial(jax.jit, static_argnames=("limit",), donate_argnames=("cache",))
+def fork(cache: KVCache, sources: jax.Array, targets: jax.Array, *, limit: int) -> KVCache:
+    """Copies the first `limit` positions of slots to other slots; int32[R] each, S drops a row."""
+    put = lambda x: x.at[:, targets, :, :limit].set(x[:, sources, :, :limit], mode="drop")  # noqa: E731
+    return jax.tree.map(put, cache)
+
+
 @functools.partial(
     jax.jit, static_argnames=("config", "dtype", "limit", "steps"), donate_argnames=("cache",)
 )

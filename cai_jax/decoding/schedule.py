@@ -116,6 +116,7 @@ class Slot:
         self.tokenizer = tokenizer
         self.context: list[int] = []
         self.feed = list(program.prefix[shared:])
+        self._opening_length = len(self.feed)
         self.logits_ready = False  # the slot's logits follow its whole context
         self.results: list[SegmentResult] = []
         self.sampled: list[int] = []
@@ -136,6 +137,13 @@ class Slot:
         """How many segments are unanswered, the current one counted."""
         return len(self.program.script.segments) - len(self.results)
 
+    @property
+    def opening_feed(self) -> list[int]:
+        """What the slot is still to read of its first Forces; nothing once it has sampled, and
+        nothing where the Script asks for nothing, for then they are not read."""
+        unread = self.segment is not None and len(self.context) < self._opening_length
+        return self.feed if unread else []
+
     def most_to_come(self, steps: int) -> int:
         """The most tokens that a burst of so many steps can add to the slot."""
         return min(steps, self.segment.max_new_tokens - len(self.sampled))
@@ -155,6 +163,11 @@ class Slot:
         self._opening = False
         if self.segment is not None and not self.feed and not self.logits_ready:
             self.feed = [self.context.pop()]  # read again for the logits that follow it
+
+    def forked(self, count: int) -> None:
+        """Records that the next `count` tokens of the feed came from another slot's cache."""
+        self.context += self.feed[:count]
+        del self.feed[:count]
 
     def fed(self, count: int) -> None:
         """Records that the next `count` tokens of the feed were read."""
@@ -224,6 +237,14 @@ def _character_start(data: bytes, at: int) -> int:
 def bucket(n: int, buckets: tuple[int, ...]) -> int:
     """The smallest bucket that holds n, or the largest."""
     return next((b for b in buckets if b >= n), buckets[-1])
+
+
+def common_length(a: list[int], b: list[int]) -> int:
+    """How many first tokens two lists share."""
+    end = min(len(a), len(b))
+    if a[:end] == b[:end]:
+        return end
+    return next(i for i in range(end) if a[i] != b[i])
 
 
 def read_limits(low: int, high: int) -> tuple[int, ...]:
