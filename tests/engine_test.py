@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fakes import PiecesTokenizer, tiny_model
 
-from cai_jax.decoding import Engine, programs
+from cai_jax.decoding import Engine, programs, session
 from cai_jax.decoding import engine as engine_module
 from cai_jax.decoding.schedule import ScriptError
 from cai_jax.models import transformer
@@ -162,7 +162,8 @@ def random_scripts(count, seed=0, shared=""):
 def small_steps():
     """Short bursts and chunks: their seams are everywhere, and few sizes are compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "STEPS", 16)
+        patch.setattr(session, "STEPS", 16)
+        patch.setattr(session, "WIDTHS", (16,))
         patch.setattr(engine_module, "WIDTHS", (16,))
         yield
 
@@ -195,18 +196,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def engine(model):
-    """For Scripts that share no prefix. Groups of two sizes keep what is compiled to a few."""
-    engine = Engine(model, slots=8, max_length=128)
-    engine.row_counts = (2, 8)
-    return engine
-
-
-@pytest.fixture(scope="module")
-def sharing(model):
-    """For Scripts that share one."""
-    engine = Engine(model, slots=8, max_length=128)
-    engine.row_counts = (8,)
-    return engine
+    return Engine(model, slots=4, max_length=128)
 
 
 def check_all(model, scripts, transcripts):
@@ -223,10 +213,10 @@ def test_random_scripts_equal_plain_forward_passes(engine, model):
     assert min(map(reasons.count, ("end", "stop", "length"))) > 5
 
 
-def test_random_scripts_with_a_shared_prefix_equal_plain_forward_passes(sharing, model):
+def test_random_scripts_with_a_shared_prefix_equal_plain_forward_passes(engine, model):
     scripts = random_scripts(30, seed=2, shared=SHARED)
-    transcripts = sharing.run(scripts, seed=3)
-    assert sharing.stats.shared
+    transcripts = engine.run(scripts, seed=3)
+    assert engine.stats.shared
     check_all(model, scripts, transcripts)
 
 
@@ -241,31 +231,49 @@ def alone(model, engine):
     return scripts, transcripts[:5] + transcripts[6:]
 
 
-@pytest.mark.parametrize("slots", [1, 3, 8, 32])
-def test_samples_depend_on_seed_and_id_only(model, alone, slots):
-    """Not on the number of slots, the order, the Scripts beside it or a shared prefix."""
+@pytest.mark.parametrize("slots", [1, 3, 32])
+def test_samples_depend_on_seed_and_id_only(model, alone, slots, monkeypatch):
+    """Not on the slots, the order, the Scripts beside it, a shared prefix or a burst's length."""
+    monkeypatch.setattr(session, "STEPS", 3)
     scripts, expected = alone
     engine = Engine(model, slots=slots, max_length=128)
-    engine.row_counts = (slots,)
     assert_same(engine.run(scripts[::-1], seed=7)[::-1], expected)
     assert engine.stats.shared
     assert_same(engine.run(scripts[3:5], seed=7), expected[3:5])
 
 
-def test_samples_do_not_depend_on_the_length_of_a_burst(sharing, alone, monkeypatch):
-    scripts, expected = alone
-    monkeypatch.setattr(engine_module, "STEPS", 3)
-    assert_same(sharing.run(scripts, seed=7), expected)
+def test_scripts_that_begin_alike_share_what_slots_hold(engine, model, monkeypatch):
+    """Families of Scripts with beginnings within beginnings; some ask for nothing."""
+    monkeypatch.setattr(session, "LEAST_FORK", 2)
+    draw = random.Random(0)
+    for trial in range(6):
+        families = ["".join(draw.choices("abé\n", k=draw.randint(3, 30))) for _ in range(3)]
+        scripts = []
+        for n in range(24):
+            begin = draw.choice(families)
+            begin = begin[: draw.randint(2, len(begin))] + draw.choice(("", "x", "ab", "é" * 9))
+            end = draw.choice(
+                (
+                    (Sample(draw.choice((1, 6, 17)), draw.choice((("☃",), ("a", "b")))),),
+                    (Choose(("a", "be")), Sample(3, ("☃",), 0.0)),
+                    (Choose(("a", "be")),),
+                    (),
+                )
+            )
+            scripts.append(Script((Force(begin), *end), f"{trial}/{n}"))
+        transcripts = engine.run(scripts, seed=trial)
+        assert engine.stats.forked
+        check_all(model, scripts, transcripts)
 
 
-def test_another_seed_id_or_segment_samples_otherwise(sharing, alone):
+def test_another_seed_id_or_segment_samples_otherwise(engine, alone):
     scripts, expected = alone
-    other_seed = sharing.run(scripts, seed=8)
+    other_seed = engine.run(scripts, seed=8)
     same = [a.segments[1] == b.segments[1] for a, b in zip(expected, other_seed, strict=True)]
     assert sum(same) < 3
     sample = Sample(10, ("☃",))
     twice = [Script((Force(SHARED), sample, Force(SHARED), sample), f"{i}") for i in range(12)]
-    tokens = [t.segments[n].tokens for t in sharing.run(twice) for n in (1, 3)]
+    tokens = [t.segments[n].tokens for t in engine.run(twice) for n in (1, 3)]
     assert len(set(tokens)) == 24
 
 
@@ -381,8 +389,7 @@ def test_logprobs_are_those_of_the_training_forward(engine, model):
 
 
 def test_other_params_of_the_same_shapes(model):
-    engine = Engine(model, slots=8, max_length=128)
-    engine.row_counts = (2, 8)
+    engine = Engine(model, slots=4, max_length=128)
     other = dataclasses.replace(model, params=jax.tree.map(lambda x: 0.9 * x, model.params))
     scripts = random_scripts(4, seed=5)
     first = engine.run(scripts)
@@ -436,14 +443,14 @@ def test_a_script_may_fill_a_slot_to_its_last_token(engine, model):
     check(model, script, *engine.run([script]))
 
 
-def test_a_shared_prefix_is_read_once_and_takes_no_room_in_a_slot(sharing, model):
+def test_a_shared_prefix_is_read_once_and_takes_no_room_in_a_slot(engine, model):
     sample = Sample(20, ("☃",))
     scripts = [
         Script((Force("me" * 50 + f"{i}"), sample, Choose(("a",))), f"{i}") for i in range(9)
     ]
-    transcripts = sharing.run(scripts)
+    transcripts = engine.run(scripts)
     assert min(len(t.segments[0].tokens) for t in transcripts) + 20 + 8 > 128
-    assert sharing.stats.shared > 8 * 98 and sharing.stats.read < 98 + 9 * 6
+    assert engine.stats.shared > 8 * 98 and engine.stats.read < 98 + 9 * 6
     check_all(model, scripts, transcripts)
 
 

@@ -95,12 +95,12 @@ def test_rows_have_temperatures_and_nuclei_of_their_own():
 
 @pytest.mark.parametrize("vocab", [3, 256, 257, 511])
 def test_the_inverse_cdf_at_its_ends(vocab):
-    """u = 0 gives the first token that can be drawn, u just under 1 the last one."""
+    """0 gives the first token that can be drawn, a number just under 1 the last one."""
     weights = np.random.default_rng(0).random(vocab).astype(np.float32)
     weights[0] = weights[-1] = 0  # neither the first nor the last token has any probability
     weights[1:-1] += 0.01
     below_one = np.nextafter(np.float32(1), np.float32(0))
-    got = INVERSE_CDF(np.stack([weights] * 2), np.array([0, below_one], np.float32))
+    got = INVERSE_CDF(np.stack([weights] * 2), np.array([[0, 0], [below_one] * 2], np.float32))
     assert got.tolist()[0] == 1
     # The last weight may be below what float32 tells apart; never more than rounding away from it.
     assert weights[got[1]] > 0
@@ -109,23 +109,36 @@ def test_the_inverse_cdf_at_its_ends(vocab):
 
 def test_a_token_of_probability_0_is_never_drawn():
     rng = np.random.default_rng(0)
-    weights = rng.random((1, 600)).astype(np.float32)
-    weights[:, rng.random(600) < 0.7] = 0
+    weights = rng.random((1, 700)).astype(np.float32)
+    weights[:, rng.random(700) < 0.7] = 0
     weights[:, 256:512] = 0  # a whole block
-    edges = np.cumsum(weights.astype(np.float64)) / weights.sum(dtype=np.float64)
+    blocks = np.pad(weights[0], (0, 68)).reshape(3, 256).astype(np.float64)
+    edges = np.concatenate(
+        [
+            np.cumsum(blocks.sum(-1)) / blocks.sum(),
+            *(np.cumsum(blocks, -1) / np.maximum(blocks.sum(-1, keepdims=True), 1e-9)),
+        ]
+    )
     u = np.concatenate([edges, edges - 1e-7, edges + 1e-7, rng.random(2000)])
     u = np.clip(u, 0, np.nextafter(np.float32(1), np.float32(0))).astype(np.float32)
-    tokens = INVERSE_CDF(np.broadcast_to(weights, (len(u), 600)), u)
+    u = np.stack([np.concatenate([u, rng.permutation(u)]), np.concatenate([rng.permutation(u), u])])
+    tokens = INVERSE_CDF(np.broadcast_to(weights, (u.shape[1], 700)), u.T)
     assert (weights[0, np.asarray(tokens)] > 0).all()
 
 
-def test_the_inverse_cdf_equals_one_running_sum():
+def test_the_inverse_cdf_equals_running_sums_in_float64():
     rng = np.random.default_rng(0)
     weights = rng.random((64, 777)).astype(np.float32) ** 4
-    u = rng.random(64).astype(np.float32)
+    u = rng.random((64, 2)).astype(np.float32)
     tokens = np.asarray(INVERSE_CDF(weights, u))
-    running = np.cumsum(weights.astype(np.float64), -1)
-    exact = (running > u[:, None] * running[:, -1:]).argmax(-1)
+    blocks = np.pad(weights, ((0, 0), (0, 247))).reshape(64, 4, 256).astype(np.float64)
+
+    def first_past(parts, u):
+        running = np.cumsum(parts, -1)
+        return (running > u[:, None] * running[:, -1:]).argmax(-1)
+
+    block = first_past(blocks.sum(-1), u[:, 0])
+    exact = block * 256 + first_past(blocks[np.arange(64), block], u[:, 1])
     assert (tokens == exact).mean() > 0.95  # the others are a rounding away
     assert np.abs(tokens - exact).max() <= 1
 

@@ -56,7 +56,6 @@ def assert_generates_as_transformers(model, theirs, prompts, new_tokens):
         for n, forces in enumerate(prompts)
     ]
     engine = Engine(model, slots=len(scripts), max_length=128)
-    engine.row_counts = (len(scripts),)  # one size, one compilation
     answers = engine.run(scripts)
     for answer in answers:
         prompt = [] if model.tokenizer.bos_id is None else [model.tokenizer.bos_id]
