@@ -20,8 +20,9 @@ from cai_jax.mesh import make_mesh, place
 from cai_jax.models import heads, transformer
 from cai_jax.models.transformer import Params
 from cai_jax.progress import Progress, Stage
-from cai_jax.records import Comparison, Provenance, Response, Revision, Shards
+from cai_jax.records import Comparison, Provenance, Response, Revision
 from cai_jax.settings import ConfigError, RunSettings
+from cai_jax.shards import Shards
 from cai_jax.stages import ai_feedback, critique_revision, ppo, preference_model, supervised
 from cai_jax.training.checkpoint import check_shapes, load_params, save_params
 from cai_jax.weights.load import Model, load_model

@@ -21,7 +21,8 @@ from cai_jax.figures.ppo import PpoCurve
 from cai_jax.models.transformer import Params
 from cai_jax.pipeline import Run, counter, read_records
 from cai_jax.progress import ResultRow
-from cai_jax.records import Comparison, Revision, Shards
+from cai_jax.records import Comparison, Revision
+from cai_jax.shards import Shards
 from cai_jax.stages import ai_feedback
 from cai_jax.stages.ppo import Sampled
 from cai_jax.stages.preference_model import score_texts

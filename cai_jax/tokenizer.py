@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, Hugging Face tokenizers, SentencePiece.
+"""Text to token ids and back: what every tokenizer has, bytes, and Hugging Face tokenizers.
 
 Text never parses into a control token unless the caller says so: `encode(text)` spells
 "<|im_end|>" out letter by letter, `encode(text, control=True)` reads it as the token. Tokens are
@@ -15,9 +15,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Protocol, Self
 
-import sentencepiece
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
 
 # The names under which chat models know the end of a turn or of a text. A reply that samples one
 # of them is over, whichever of them the model file calls its end of sequence.
@@ -72,7 +70,7 @@ class Tokenizer(Protocol):
         ...
 
 
-class _Common:
+class TokenizerBase:
     """What the tokenizers share: everything that follows from `_text_ids` and `_bytes`.
 
     A subclass sets `vocab_size`, `bos_id`, `bos_token`, `eos_token`, `end_ids`, `control_tokens`
@@ -136,7 +134,7 @@ class _Common:
         return re.compile("(" + "|".join(map(re.escape, names)) + ")" if names else "(?!)")
 
 
-class BytesTokenizer(_Common):
+class BytesTokenizer(TokenizerBase):
     """One token a byte: ids 0..255 are bytes, 256 begins, 257 ends, 258 pads."""
 
     def __init__(self):
@@ -151,7 +149,7 @@ class BytesTokenizer(_Common):
         return list(text.encode())
 
 
-class HuggingFaceTokenizer(_Common):
+class HuggingFaceTokenizer(TokenizerBase):
     """A `tokenizers.Tokenizer`: byte-level BPE, or BPE and Unigram over "▁" with byte fallback.
 
     Args:
@@ -193,10 +191,10 @@ class HuggingFaceTokenizer(_Common):
         self.bos_token, self.eos_token = bos_token, eos_token
         self.bos_id = vocab[bos_token] if adds_bos else None
         self.control_tokens = dict(sorted(control.items(), key=lambda item: item[1]))
-        self.end_ids = _end_ids(eos_token, self.control_tokens)
+        self.end_ids = reply_end_ids(eos_token, self.control_tokens)
         to_bytes = _byte_reader(spec)
-        if to_bytes is _metaspace_bytes:
-            _require_byte_tokens(vocab)
+        if to_bytes is metaspace_bytes:
+            require_byte_tokens(vocab)
         self._bytes = [b""] * self.vocab_size
         for name, token in vocab.items():
             if name not in control:
@@ -210,74 +208,14 @@ class HuggingFaceTokenizer(_Common):
         return self._backend.to_str(pretty=True)
 
 
-class SentencePieceTokenizer(_Common):
-    """A SentencePiece model, read without the space it would put before every text.
-
-    Segments of a Script are tokenized one by one, so a space before each would change the text.
-    "▁" in a text is SentencePiece's own sign for a space and comes back as one.
-
-    Args:
-      model: the bytes of a `tokenizer.model`.
-      adds_bos: whether every context starts with the BOS.
-      control_tokens: text to id of control tokens beyond those the model marks as control.
-
-    Raises:
-      ValueError: `model` is not a SentencePiece model, or names no BOS where it should add one.
-    """
-
-    def __init__(
-        self,
-        model: bytes,
-        *,
-        adds_bos: bool,
-        control_tokens: dict[str, int] | None = None,
-    ):
-        proto = sentencepiece_model_pb2.ModelProto()
-        try:
-            proto.ParseFromString(model)
-        except Exception as error:  # protobuf's DecodeError, without depending on protobuf
-            raise ValueError("the vocabulary is not a SentencePiece model") from error
-        if not proto.pieces:
-            raise ValueError("the vocabulary is not a SentencePiece model")
-        proto.normalizer_spec.add_dummy_prefix = False
-        proto.normalizer_spec.remove_extra_whitespaces = False
-        self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor(
-            model_proto=proto.SerializeToString()
-        )
-        sp = self._processor
-        self.vocab_size = sp.get_piece_size()
-        pieces = [sp.id_to_piece(i) for i in range(self.vocab_size)]
-        _require_byte_tokens(pieces)
-        control = {pieces[i]: i for i in range(self.vocab_size) if sp.is_control(i)}
-        control |= control_tokens or {}
-        bos, eos = sp.bos_id(), sp.eos_id()
-        self.bos_token = sp.id_to_piece(bos) if bos >= 0 else ""
-        self.eos_token = sp.id_to_piece(eos) if eos >= 0 else ""
-        if adds_bos and bos < 0:
-            raise ValueError("the tokenizer adds a BOS but names none")
-        self.bos_id = bos if adds_bos else None
-        self.control_tokens = dict(sorted(control.items(), key=lambda item: item[1]))
-        self.end_ids = _end_ids(self.eos_token, self.control_tokens)
-        self._bytes = [
-            b"" if token in self._control_ids else _metaspace_bytes(piece)
-            for token, piece in enumerate(pieces)
-        ]
-
-    def _text_ids(self, text: str) -> list[int]:
-        return self._processor.encode(text)
-
-    def to_model(self) -> bytes:
-        """The `tokenizer.model` this tokenizer was made from."""
-        return self._model
-
-
-def _end_ids(eos_token: str, control_tokens: dict[str, int]) -> tuple[int, ...]:
+def reply_end_ids(eos_token: str, control_tokens: dict[str, int]) -> tuple[int, ...]:
+    """Ids of the control tokens that end a reply: the end of sequence, then those of END_NAMES."""
     names = [name for name in (eos_token, *END_NAMES) if name in control_tokens]
     return tuple(dict.fromkeys(control_tokens[name] for name in names))
 
 
-def _require_byte_tokens(vocab: Iterable[str]) -> None:
+def require_byte_tokens(vocab: Iterable[str]) -> None:
+    """ValueError unless the vocabulary has <0x00> to <0xFF>, to spell every text."""
     missing = {f"<0x{byte:02X}>" for byte in range(256)}.difference(vocab)
     if missing:
         raise ValueError(f"the vocabulary lacks byte tokens ({min(missing)}) to spell every text")
@@ -312,14 +250,15 @@ def _byte_reader(spec: dict) -> Callable[[str], bytes]:
     if "ByteLevel" in kinds:
         return _byte_level_bytes
     if "Metaspace" in kinds or "ByteFallback" in kinds:
-        return _metaspace_bytes
+        return metaspace_bytes
     raise ValueError(
         f"a tokenizer with decoder {decoder.get('type')!r} is not supported, "
         "only byte-level and SentencePiece-like ones are"
     )
 
 
-def _metaspace_bytes(piece: str) -> bytes:
+def metaspace_bytes(piece: str) -> bytes:
+    """The bytes of a piece that spells a space as "▁" and a lone byte as <0xFF>."""
     if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece):
         return bytes([int(piece[3:5], 16)])
     return piece.replace("▁", " ").encode()

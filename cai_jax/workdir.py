@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from cai_jax.records import write_atomically
+from cai_jax.shards import write_atomically
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 

@@ -13,8 +13,9 @@ import tiny_run
 from cai_jax import cli, pipeline
 from cai_jax.conversation import Conversation
 from cai_jax.progress import Progress
-from cai_jax.records import Provenance, Response, Shards
+from cai_jax.records import Provenance, Response
 from cai_jax.settings import run_settings
+from cai_jax.shards import Shards
 from cai_jax.training.checkpoint import Checkpoints, save_params
 from cai_jax.workdir import Workdir
 

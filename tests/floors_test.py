@@ -15,8 +15,8 @@ LONGEST = 320  # lines a module may have
 
 # A module is on the floor of its longest match: "a.b" of "a.b" or "a.b.c".
 FLOORS = {
-    0: """script conversation chat_template tokenizer principles paper_prompts paper_import
-          constitution records prompts encoding datasets""",
+    0: """script conversation chat_template tokenizer sentencepiece_tokenizer principles
+          paper_prompts paper_import constitution records shards prompts encoding datasets""",
     1: "rng mesh batch logprobs losses returns",
     2: "models weights",
     3: "decoding",

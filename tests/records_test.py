@@ -1,10 +1,5 @@
 import dataclasses
-import errno
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -116,83 +111,6 @@ def test_bad_rows_name_place_and_field(edit, message):
         records.from_json(records.Comparison, obj, "f.jsonl, line 3")
     assert message in str(caught.value)
     assert str(caught.value).startswith("f.jsonl, line 3: ")
-
-
-def test_shards_come_back_in_order(tmp_path):
-    shards = records.Shards(tmp_path / "sub", count=3)
-    assert shards.done() == set() and shards.read(records.Response) == []
-    shards.write(2, [response(4)])
-    shards.write(0, [response(0), response(1)])
-    assert shards.done() == {0, 2}
-    assert [r.id for r in shards.read(records.Response)] == ["p-0", "p-1", "p-4"]
-    assert sorted(os.listdir(shards.directory)) == ["00000-of-00003.jsonl", "00002-of-00003.jsonl"]
-    assert records.Shards(tmp_path / "open").write(12, []).name == "00012.jsonl"
-    assert records.Shards(tmp_path / "open").done() == {12}
-    with pytest.raises(IndexError):
-        shards.write(3, [])
-
-
-def test_shards_of_another_count_are_refused(tmp_path):
-    records.Shards(tmp_path, count=3).write(0, [])
-    with pytest.raises(
-        ValueError, match=r"00000-of-00003.jsonl is not one of 4 shards; .* workdir"
-    ):
-        records.Shards(tmp_path, count=4).done()
-
-
-def test_a_killed_write_leaves_nothing_that_counts(tmp_path):
-    script = f"""
-        import os
-        from cai_jax import records
-        os.fsync = lambda fd: os.kill(os.getpid(), 9)
-        p = records.Provenance("m", "c", 1, "")
-        records.Shards({str(tmp_path)!r}).write(5, [p] * 1000)
-    """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
-    assert killed.returncode == -9
-    shards = records.Shards(tmp_path)
-    assert len(os.listdir(tmp_path)) == 1 and shards.done() == set()
-    shards.write(5, [PROVENANCE])
-    assert os.listdir(tmp_path) == ["00005.jsonl"]
-    assert shards.read(records.Provenance) == [PROVENANCE]
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda b: b[:-20], "line 2: the shard is cut short; delete it and run again."),
-        (lambda b: b[:40] + b"\xff" + b[41:], "line 1: not UTF-8 text"),
-        (lambda b: b"\0" * 30 + b"\n" + b, "line 1: not valid JSON"),
-        (lambda b: b"[1]\n", "line 1: the row must be a JSON object, not [1]."),
-    ],
-)
-def test_damaged_shards(tmp_path, damage, message):
-    shards = records.Shards(tmp_path)
-    path = shards.write(0, [PROVENANCE, PROVENANCE])
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError) as caught:
-        shards.read(records.Provenance)
-    assert f"{path}, {message}" in str(caught.value)
-
-
-def test_full_disk_leaves_the_old_shard(tmp_path, monkeypatch):
-    shards = records.Shards(tmp_path)
-    path = shards.write(0, [PROVENANCE])
-    before = path.read_bytes()
-
-    def full(fd):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"^Cannot write .*00000.jsonl: No space left on device; "):
-        shards.write(0, [PROVENANCE] * 2)
-    assert os.listdir(tmp_path) == ["00000.jsonl"] and path.read_bytes() == before
-
-
-def test_unwritable_folder(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"^Cannot write .*file/stage/00000.jsonl: .*workdir"):
-        records.Shards(tmp_path / "file" / "stage").write(0, [PROVENANCE])
 
 
 def test_records_are_frozen():

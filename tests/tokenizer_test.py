@@ -8,10 +8,10 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from cai_jax.sentencepiece_tokenizer import SentencePieceTokenizer
 from cai_jax.tokenizer import (
     BytesTokenizer,
     HuggingFaceTokenizer,
-    SentencePieceTokenizer,
     byte_level_table,
 )
 from cai_jax.weights import fetch, vocabularies

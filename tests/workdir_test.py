@@ -12,7 +12,7 @@ import textwrap
 
 import pytest
 
-from cai_jax import records, workdir
+from cai_jax import shards, workdir
 from cai_jax.settings import MeshShape
 from cai_jax.workdir import Workdir, WorkdirError
 
@@ -183,7 +183,7 @@ def test_a_disk_that_fills_up(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(shards.os, "fsync", full)
     with pytest.raises(OSError, match=r"done\.json: No space left on device") as caught:
         folder.finish("revise", {})
     one_sentence(caught)

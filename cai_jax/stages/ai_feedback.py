@@ -19,8 +19,9 @@ from cai_jax.decoding.engine import Engine
 from cai_jax.decoding.respond import respond
 from cai_jax.principles import ComparisonPrinciple, Constitution, draw
 from cai_jax.prompts import CHOICES, Format
-from cai_jax.records import Comparison, Provenance, Response, Shards
+from cai_jax.records import Comparison, Provenance, Response
 from cai_jax.script import Choose, Sample, Script, Transcript
+from cai_jax.shards import Shards
 
 MODES = ("multiple_choice", "chain_of_thought")
 

@@ -16,8 +16,9 @@ from cai_jax.decoding.engine import Engine
 from cai_jax.decoding.respond import respond
 from cai_jax.principles import Constitution, draw
 from cai_jax.prompts import Format
-from cai_jax.records import Provenance, Response, Revision, RevisionStep, Shards
+from cai_jax.records import Provenance, Response, Revision, RevisionStep
 from cai_jax.script import Sample, Script
+from cai_jax.shards import Shards
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,8 +37,9 @@ from cai_jax.models.scoring import (
 )
 from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
-from cai_jax.records import Kind, Provenance, Record, Shards
+from cai_jax.records import Kind, Provenance, Record
 from cai_jax.returns import gae, shaped_rewards, whiten
+from cai_jax.shards import Shards
 from cai_jax.training import optimizer, state
 from cai_jax.training.checkpoint import Checkpoints
 from cai_jax.training.loop import TrainingError

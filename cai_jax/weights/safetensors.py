@@ -12,7 +12,8 @@ import safetensors
 from safetensors.numpy import save_file
 
 from cai_jax.models.config import ModelConfig
-from cai_jax.tokenizer import SentencePieceTokenizer, Tokenizer
+from cai_jax.sentencepiece_tokenizer import SentencePieceTokenizer
+from cai_jax.tokenizer import Tokenizer
 from cai_jax.weights import names, vocabularies
 from cai_jax.weights.names import WeightsError
 

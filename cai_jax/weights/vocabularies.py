@@ -10,10 +10,10 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers
 
+from cai_jax.sentencepiece_tokenizer import SentencePieceTokenizer
 from cai_jax.tokenizer import (
     BytesTokenizer,
     HuggingFaceTokenizer,
-    SentencePieceTokenizer,
     Tokenizer,
     byte_level_table,
 )
