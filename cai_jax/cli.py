@@ -81,6 +81,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     from cai_jax import pipeline, report
     from cai_jax.mesh import start_multihost
     from cai_jax.progress import Progress
+    from cai_jax.run import Run
     from cai_jax.settings import run_settings
     from cai_jax.workdir import Workdir
 
@@ -97,7 +98,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         "figures": report.figures,
     }
     with Progress() as progress:
-        run = pipeline.Run(settings, Workdir(workdir, force), progress)
+        run = Run(settings, Workdir(workdir, force), progress)
         for name in STAGES if verb == "run" else (verb,):
             verbs[name](run)
         if verb in ("run", "evaluate"):

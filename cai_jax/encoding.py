@@ -30,11 +30,14 @@ def end_token(tokenizer: Tokenizer, form: Format) -> int:
 
 
 def example(
-    tokenizer: Tokenizer, form: Format, conversation: Conversation, text: str
+    tokenizer: Tokenizer, form: Format, conversation: Conversation, text: str, whole: bool = True
 ) -> tuple[list[int], list[bool]]:
-    """A training example: tokens, and a mask that is True on the reply and its end token."""
+    """A training example: tokens, and a mask that is True on the reply and its end token.
+
+    A reply that was cut off, not `whole`, has no end token: to stop there is not to be learnt.
+    """
     prompt = prompt_tokens(tokenizer, form, conversation)
-    reply = reply_tokens(tokenizer, form, text)
+    reply = reply_tokens(tokenizer, form, text)[: None if whole else -1]
     return prompt + reply, [False] * len(prompt) + [True] * len(reply)
 
 

@@ -78,7 +78,7 @@ def comparison(
 ) -> Forces:
     """Everything up to the choice between CHOICES, without chain of thought (section 4.1).
 
-    Each few-shot has a principle and a slot for its better response of its own, drawn once a run.
+    Each few-shot has a principle of its own, drawn once a run so that all questions share it.
     """
     examples = constitution.comparison_examples[:few_shots]
     shown: list[tuple[str, str]] = []
@@ -151,9 +151,12 @@ def reasoning_stops(form: Format) -> tuple[str, ...]:
 def _few_shot(
     constitution: Constitution, example: ComparisonExample, seed: int, n: int
 ) -> tuple[str, tuple[str, str], str]:
-    """A few-shot's drawn instruction, its responses in drawn order, and the right choice."""
+    """A few-shot's drawn instruction, its responses in their order, and the right choice.
+
+    The right choice alternates from a drawn start: few-shots that all end in one letter teach it.
+    """
     instruction = draw(constitution.comparison, seed, "few-shot principle", n).instruction
-    chosen_first = draw((True, False), seed, "few-shot order", n)
+    chosen_first = (draw((0, 1), seed, "few-shot order") + n) % 2 == 0
     pair = (example.chosen, example.rejected)
     return instruction, pair if chosen_first else pair[::-1], CHOICES[not chosen_first]
 

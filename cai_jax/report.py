@@ -18,14 +18,15 @@ from cai_jax.figures import ppo as ppo_figure
 from cai_jax.figures.elo import EloPlane, EloPoint
 from cai_jax.figures.pm_by_revision import PmByRevision
 from cai_jax.figures.ppo import PpoCurve
+from cai_jax.models.scoring import score_texts
 from cai_jax.models.transformer import Params
-from cai_jax.pipeline import Run, counter, read_records
+from cai_jax.pipeline import counter, read_records
 from cai_jax.progress import ResultRow
 from cai_jax.records import Comparison, Revision
+from cai_jax.run import Run
 from cai_jax.shards import Shards
 from cai_jax.stages import ai_feedback
 from cai_jax.stages.ppo import Sampled
-from cai_jax.stages.preference_model import score_texts
 
 COLUMNS = ("initial", "SL-CAI", "RL-CAI")
 JUDGE = "the run's own preference model"

@@ -47,12 +47,12 @@ def get_config(size: str = "full") -> ConfigDict:
     config.compare.chain_tokens = 32
     config.compare.shard_size = 24
 
-    config.preference_model.epochs = 2
-    config.preference_model.batch_size = 8
+    config.preference_model.epochs = 1
+    config.preference_model.batch_size = 4
     config.preference_model.length = 144
-    config.preference_model.save_every = 16
+    config.preference_model.save_every = 10
     config.preference_model.remat = "dots"
-    config.preference_model.optimizer.learning_rate = 3e-5
+    config.preference_model.optimizer.learning_rate = 1e-4
     config.preference_model.optimizer.moment_dtype = "bfloat16"
 
     config.ppo.updates = 8
@@ -63,9 +63,9 @@ def get_config(size: str = "full") -> ConfigDict:
     config.ppo.kl_coefficient = 0.02
     config.ppo.save_every = 4
     config.ppo.remat = "dots"
-    config.ppo.optimizer.learning_rate = 3e-6
+    config.ppo.optimizer.learning_rate = 1e-5
     config.ppo.optimizer.moment_dtype = "bfloat16"
-    config.ppo.value_optimizer.learning_rate = 1e-5
+    config.ppo.value_optimizer.learning_rate = 3e-5
     config.ppo.value_optimizer.moment_dtype = "bfloat16"
 
     config.evaluate.response_tokens = 40
@@ -83,8 +83,6 @@ def get_config(size: str = "full") -> ConfigDict:
         config.revise.revision_tokens = 16
         config.compare.response_tokens = 16
         config.compare.chain_tokens = 16
-        config.preference_model.epochs = 1
-        config.preference_model.batch_size = 4
         config.ppo.updates = 2
         config.ppo.batch_size = 4
         config.ppo.response_tokens = 16

@@ -3,7 +3,6 @@
 import collections
 import json
 import shutil
-import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from cai_jax import cli, pipeline
 from cai_jax.conversation import Conversation
 from cai_jax.progress import Progress
 from cai_jax.records import Provenance, Response
+from cai_jax.run import Run
 from cai_jax.settings import run_settings
 from cai_jax.shards import Shards
 from cai_jax.training.checkpoint import Checkpoints, save_params
@@ -253,7 +253,7 @@ def mark_finished(experiment, tmp_path):
 
     def mark(*stages: str) -> None:
         config, workdir, _ = cli.parse(experiment.command("run", tmp_path / "run")[1:])
-        run = pipeline.Run(run_settings(config), Workdir(workdir), Progress())
+        run = Run(run_settings(config), Workdir(workdir), Progress())
         for stage in stages:
             run.workdir.begin(stage, run.inputs(stage))
             run.workdir.finish(stage, {})
@@ -317,12 +317,9 @@ def test_records_that_hold_nothing_to_learn(capsys, experiment, tmp_path, mark_f
     assert "no examples" in said
 
 
-def test_the_commands_own_process(experiment, tmp_path, tiny_cache):
+def test_the_commands_own_process(experiment, tiny_cache):
     """Through the interpreter, as the installed script does; standard error holds the sentence."""
-    command = [sys.executable, "-m", "cai_jax.cli", "run", f"--config={experiment.config}"]
-    ended = subprocess.run(
-        command, env=tiny_run.environment(tiny_cache), capture_output=True, text=True
-    )
+    ended = tiny_run.run_apart(["run", f"--config={experiment.config}"], tiny_cache)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == (
         "cai-jax: --workdir=DIR is missing: the folder for records and checkpoints."

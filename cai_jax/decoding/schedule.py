@@ -90,9 +90,11 @@ def _check_sample(sample: Sample, script: str) -> None:
 
 
 def shared_prefix(programs: list[Program], least: int) -> int:
-    """How many first tokens all programs share, at least one left to each; 0 if under `least`."""
-    if len(programs) < 2:
-        return 0
+    """How many first tokens all programs share, at least one left to each; 0 if under `least`.
+
+    One program shares all its prefix with itself, so that a last Script alone needs no longer
+    slot than the same Script among others.
+    """
     low, high = (pick(p.prefix for p in programs) for pick in (min, max))
     limit = min(min(len(p.prefix) for p in programs) - 1, len(low), len(high))
     length = next((i for i in range(limit) if low[i] != high[i]), limit)

@@ -24,8 +24,9 @@ from cai_jax.principles import Constitution
 from cai_jax.records import Comparison, Provenance, Response, Revision
 from cai_jax.script import Sample, Script, Transcript
 from cai_jax.settings import RunSettings
-from cai_jax.stages import ai_feedback, critique_revision, ppo, preference_model, supervised
+from cai_jax.stages import ai_feedback, critique_revision, preference_model, supervised
 from cai_jax.tokenizer import Tokenizer
+from cai_jax.training.rollout import Models, make_rollout
 from cai_jax.weights.load import Model
 
 WIDTH = 100
@@ -146,9 +147,11 @@ def rollout(settings: RunSettings, model: Model, row: PromptRow) -> tuple[Rollou
         max_new_tokens=s.response_tokens, temperature=s.temperature,
     )  # fmt: skip
     scalar = heads.with_scalar_head(model.params)
-    made = ppo.make_rollout(
-        s, engine, form, [row], [reply], model.params, model.params, scalar, scalar
-    )
+    made = make_rollout(
+        model.config, Models(model.params, model.params, scalar, scalar), model.tokenizer, form,
+        [row.conversation], [reply], prompt_tokens_limit=s.prompt_tokens,
+        response_tokens_limit=s.response_tokens, temperature=s.temperature,
+    )  # fmt: skip
     prompt = np.asarray(made.prompt)[np.asarray(made.prompt_mask)].tolist()
     response = np.asarray(made.response)[np.asarray(made.mask)].tolist()
     marks = (READS,) * len(prompt) + (LEARNS,) * len(response)

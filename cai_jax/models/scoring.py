@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from cai_jax.batch import pad_tokens
+from cai_jax.conversation import Conversation
+from cai_jax.encoding import example
 from cai_jax.logprobs import chunked_token_logprobs
+from cai_jax.mesh import shard_batch
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.transformer import Params, hidden_states, unembedding
+from cai_jax.prompts import Format
+from cai_jax.tokenizer import Tokenizer
 
 CHUNK = 64  # positions whose logits are in memory at a time
+WIDTH = 64  # texts are padded to multiples of this, so that few shapes are compiled
 
 
 def score(config: ModelConfig, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -87,3 +96,31 @@ jit_reply_logprobs = functools.partial(jax.jit, static_argnames=("config", "temp
     reply_logprobs
 )
 jit_reply_values = functools.partial(jax.jit, static_argnames=("config",))(reply_values)
+
+
+def score_texts(
+    config: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    form: Format,
+    texts: Sequence[tuple[Conversation, str]],
+    *,
+    batch_size: int,
+    length: int,
+    mesh: jax.sharding.Mesh | None = None,
+) -> np.ndarray:
+    """Preference scores float32[N] of whole replies to conversations.
+
+    A text is closed by the end token, where the score is read, also where sampling was cut off; one
+    longer than `length` keeps its end.
+    """
+    rows = [example(tokenizer, form, prompt, text)[0][-length:] for prompt, text in texts]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    scores = np.zeros(len(rows), np.float32)
+    for start in range(0, len(rows), batch_size):
+        part = order[start : start + batch_size]
+        width = min(-(-len(rows[part[-1]]) // WIDTH) * WIDTH, length)
+        padded = [rows[i] for i in part + part[:1] * (batch_size - len(part))]
+        batch = shard_batch(pad_tokens(padded, width), mesh)
+        scores[part] = np.asarray(jit_score(config, params, *batch))[: len(part)]
+    return scores

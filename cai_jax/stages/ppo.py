@@ -10,41 +10,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cai_jax import rng
-from cai_jax.batch import Rollout
 from cai_jax.conversation import Conversation
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding.engine import Engine
-from cai_jax.decoding.respond import Reply, respond
+from cai_jax.decoding.respond import respond
 from cai_jax.encoding import prompt_tokens
 from cai_jax.losses import clipped_policy_loss, clipped_value_loss, masked_mean
 from cai_jax.mesh import layout, place, shard_batch
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.scoring import (
-    jit_reply_logprobs,
-    jit_reply_values,
-    jit_score,
     reply_logprobs,
     reply_values,
 )
 from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
 from cai_jax.records import Kind, Provenance, Record
-from cai_jax.returns import gae, shaped_rewards, whiten
 from cai_jax.shards import Shards
 from cai_jax.training import optimizer, state
 from cai_jax.training.checkpoint import Checkpoints
 from cai_jax.training.loop import TrainingError
 from cai_jax.training.metrics import MetricsLog
 from cai_jax.training.optimizer import OptimizerConfig
+from cai_jax.training.rollout import Minibatch, Models, advantages_of, make_rollout, minibatches
 
 RATIO_TOLERANCE = 1e-3  # float32 rounding of two compilations of one forward pass stays below
 
@@ -115,15 +109,6 @@ class Sampled(Record):
     provenance: Provenance
 
 
-@flax.struct.dataclass
-class Minibatch:
-    """Rows of a rollout with what PPO derives from them; advantages, returns float32[B, R]."""
-
-    rollout: Rollout
-    advantages: jax.Array
-    returns: jax.Array
-
-
 def make_policy_loss(config: ModelConfig, settings: Settings):
     """loss(params, Minibatch) -> (clipped surrogate, metrics)."""
 
@@ -154,32 +139,6 @@ def make_value_loss(config: ModelConfig, settings: Settings):
         return clipped_value_loss(values, r.values, batch.returns, r.mask, settings.value_clip)
 
     return loss_fn
-
-
-@partial(jax.jit, static_argnames=("gamma", "lam"))
-def advantages_of(
-    rollout: Rollout, kl_coefficient: jax.Array, gamma: float, lam: float
-) -> tuple[Minibatch, dict[str, jax.Array]]:
-    """Whitened advantages and returns of a rollout, and what the run reports of it."""
-    r = rollout
-    rewards = shaped_rewards(r.score, r.logprobs, r.ref_logprobs, r.mask, kl_coefficient)
-    advantages, returns = gae(rewards, r.values, r.mask, gamma, lam)
-    kl = jnp.where(r.mask, r.logprobs - r.ref_logprobs, 0.0).sum(-1)
-    metrics = {
-        "objective/score": r.score.mean(),
-        "objective/kl": kl.mean(),
-        "objective/reward": rewards.sum(-1).mean(),
-        "objective/response_tokens": r.mask.sum(-1).mean(),
-        "value/mean": masked_mean(r.values, r.mask),
-        "value/explained_variance": 1
-        - _variance(returns - r.values, r.mask) / (_variance(returns, r.mask) + 1e-8),
-    }
-    return Minibatch(rollout, whiten(advantages, r.mask), returns), metrics
-
-
-def _variance(x: jax.Array, mask: jax.Array) -> jax.Array:
-    mean = masked_mean(x, mask)
-    return masked_mean(jnp.square(x - mean), mask)
 
 
 def fitting(settings: Settings, tokenizer, form: Format, rows: list[PromptRow]) -> list[PromptRow]:
@@ -269,14 +228,23 @@ def train_ppo(
         )
         replies = [reply for (reply,) in replies]
         rollout = make_rollout(
-            settings, engine, form, [row for _, row in part], replies,
-            states["policy"].params, ref_params, states["value"].params, pm_params, mesh,
-        )  # fmt: skip
+            config,
+            Models(states["policy"].params, ref_params, states["value"].params, pm_params),
+            engine.tokenizer,
+            form,
+            [row.conversation for _, row in part],
+            replies,
+            prompt_tokens_limit=settings.prompt_tokens,
+            response_tokens_limit=settings.response_tokens,
+            temperature=settings.temperature,
+            mesh=mesh,
+        )
         data, metrics = advantages_of(
             rollout, settings.kl_coefficient, settings.gamma, settings.lam
         )
+        parts = minibatches(data, settings.minibatches, settings.epochs, seed, update)
         last: dict[str, jax.Array] = {}
-        for number, minibatch in enumerate(minibatches(settings, data, seed, update)):
+        for number, minibatch in enumerate(parts):
             minibatch = shard_batch(minibatch, mesh)
             states["policy"], last = policy_step(states["policy"], minibatch)
             error = float(last["policy/ratio_error"])
@@ -316,61 +284,6 @@ def stream(
         row = rows[rng.permutation(len(rows), seed, "ppo prompts", epoch)[i]]
         found.append((f"{n}/{row.id}", row))
     return found
-
-
-def make_rollout(
-    settings: Settings,
-    engine: Engine,
-    form: Format,
-    rows: list[PromptRow],
-    replies: list[Reply],
-    policy: Params,
-    reference: Params,
-    value: Params,
-    pm: Params,
-    mesh: jax.sharding.Mesh | None = None,
-) -> Rollout:
-    """Pads the texts and lets the four models say what they think of them."""
-    prompts = [prompt_tokens(engine.tokenizer, form, row.conversation) for row in rows]
-    prompt, prompt_mask = _padded(prompts, settings.prompt_tokens, left=True)
-    response, response_mask = _padded(
-        [r.tokens for r in replies], settings.response_tokens, left=False
-    )
-    texts = shard_batch((prompt, prompt_mask, response, response_mask), mesh)
-    config, temperature = engine.config, settings.temperature
-    logprobs, _ = jit_reply_logprobs(config, policy, *texts, temperature)
-    ref_logprobs, _ = jit_reply_logprobs(config, reference, *texts, temperature)
-    whole = np.concatenate([prompt, response], 1), np.concatenate([prompt_mask, response_mask], 1)
-    return Rollout(
-        prompt=prompt,
-        prompt_mask=prompt_mask,
-        response=response,
-        mask=response_mask,
-        logprobs=logprobs,
-        ref_logprobs=ref_logprobs,
-        values=jit_reply_values(config, value, *texts),
-        score=jit_score(config, pm, *shard_batch(whole, mesh)),
-    )
-
-
-def minibatches(settings: Settings, data: Minibatch, seed: int, update: int) -> list[Minibatch]:
-    """Every epoch's minibatches; the order is drawn for each update and epoch."""
-    found = []
-    for epoch in range(settings.epochs):
-        number = update * settings.epochs + epoch
-        order = rng.permutation(settings.batch_size, seed, "ppo minibatches", number)
-        for rows in np.split(order, settings.minibatches):
-            found.append(jax.tree.map(lambda x, rows=rows: x[rows], data))
-    return found
-
-
-def _padded(rows: list, length: int, left: bool) -> tuple[np.ndarray, np.ndarray]:
-    tokens = np.zeros((len(rows), length), np.int32)
-    mask = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        place = slice(length - len(row), length) if left else slice(0, len(row))
-        tokens[i, place], mask[i, place] = row, True
-    return tokens, mask
 
 
 def _named(metrics: dict[str, jax.Array], prefix: str) -> dict[str, jax.Array]:

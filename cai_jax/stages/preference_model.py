@@ -12,17 +12,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cai_jax import rng
-from cai_jax.batch import ComparisonBatch, comparison_batch, pad_tokens
-from cai_jax.conversation import Conversation
+from cai_jax.batch import ComparisonBatch, comparison_batch
 from cai_jax.encoding import example
 from cai_jax.losses import soft_bradley_terry
 from cai_jax.mesh import layout, place, shard_batch
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.scoring import jit_score, places
+from cai_jax.models.scoring import WIDTH, places
 from cai_jax.models.transformer import Params, hidden_states
 from cai_jax.prompts import Format
 from cai_jax.records import Comparison
@@ -32,8 +30,6 @@ from cai_jax.training.checkpoint import Checkpoints
 from cai_jax.training.loop import train
 from cai_jax.training.metrics import MetricsLog
 from cai_jax.training.optimizer import OptimizerConfig
-
-WIDTH = 64  # texts are padded to multiples of this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,28 +176,3 @@ def train_preference_model(
     )
     checkpoints.close()
     return final.params
-
-
-def score_texts(
-    config: ModelConfig,
-    params: Params,
-    tokenizer: Tokenizer,
-    form: Format,
-    texts: Sequence[tuple[Conversation, str]],
-    *,
-    batch_size: int,
-    length: int,
-) -> np.ndarray:
-    """Preference scores float32[N] of whole replies to conversations.
-
-    A text longer than `length` keeps its end, where the score is read.
-    """
-    rows = [example(tokenizer, form, prompt, text)[0][-length:] for prompt, text in texts]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    scores = np.zeros(len(rows), np.float32)
-    for start in range(0, len(rows), batch_size):
-        part = order[start : start + batch_size]
-        width = min(-(-len(rows[part[-1]]) // WIDTH) * WIDTH, length)
-        padded = [rows[i] for i in part + part[:1] * (batch_size - len(part))]
-        scores[part] = jit_score(config, params, *pad_tokens(padded, width))[: len(part)]
-    return scores

@@ -68,7 +68,7 @@ def examples(
       ValueError: no text is left.
     """
     texts = [
-        (record.prompt, step.revision)
+        (record.prompt, step.revision, step.revision_stop_reason)
         for record in revisions
         for step in (record.steps if settings.revisions == "all" else record.steps[-1:])
     ]

@@ -1,0 +1,247 @@
+"""One run: its settings, texts, constitution, models and folder, checked before any compute."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+
+from cai_jax import constitution as constitutions
+from cai_jax.datasets import prompts as shipped
+from cai_jax.datasets.prompts import PromptRow
+from cai_jax.decoding import Engine
+from cai_jax.encoding import prompt_tokens
+from cai_jax.mesh import make_mesh, place
+from cai_jax.models import heads, transformer
+from cai_jax.models.transformer import Params
+from cai_jax.progress import Progress
+from cai_jax.records import Provenance
+from cai_jax.settings import ConfigError, RunSettings
+from cai_jax.training.checkpoint import check_shapes, load_params, save_params
+from cai_jax.weights.load import Model, load_model
+from cai_jax.workdir import Workdir, commit, digest
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """All texts of a run, read and checked before anything is computed."""
+
+    red_team: list[PromptRow]
+    helpful: list[PromptRow]
+    held_out_red_team: list[PromptRow]
+    held_out_helpful: list[PromptRow]
+    helpful_comparisons: list[shipped.HelpfulComparison]
+    held_out_comparisons: list[shipped.HelpfulComparison]
+    label_pairs: list[shipped.LabelPair]
+
+
+class Run:
+    """One run: settings, workdir, constitution, texts, and the model they start from.
+
+    Raises:
+      ValueError: a setting, file, model or prompt that cannot be used; before any compute.
+    """
+
+    def __init__(self, settings: RunSettings, workdir: Workdir, progress: Progress):
+        self.settings, self.workdir, self.progress = settings, workdir, progress
+        self.constitution = constitutions.load(settings.constitution)
+        self.data = read_data(settings)
+        mesh = make_mesh(dataclasses.asdict(settings.mesh))
+        self.mesh = mesh if mesh.size > 1 else None
+        _check_batches(settings, mesh)
+        self._models: dict[str, Model] = {}
+        if self.feedback.config != self.initial.config:
+            raise ConfigError(
+                f"config.feedback_model: {self.feedback.name} has another shape than "
+                f"{self.initial.name}, and the preference model made from it scores what the "
+                "policy samples, token by token; use a model of the same shape and vocabulary."
+            )
+        # Kept apart from the models, which training lets go.
+        trunk = jax.eval_shape(partial(transformer.init, self.initial.config), jax.random.key(0))
+        scorer = jax.eval_shape(heads.with_scalar_head, trunk)
+        self._trees = {"finetune": trunk, "ppo": trunk, "preference_model": scorer}
+        self._check_prompts()
+        params = sum(x.nbytes for x in jax.tree.leaves(self.initial.params))
+        # Three params trees stay; PPO keeps two states and writes the next beside the last.
+        workdir.prepare(settings, 12 * params)
+        self.provenance = Provenance(
+            model=f"{self.initial.name}@{self.initial.fingerprint}",
+            constitution=f"{self.constitution.name}@{self.constitution.hash}",
+            seed=settings.seed,
+            commit=commit(),
+        )
+
+    @property
+    def initial(self) -> Model:
+        """The model that everything starts from."""
+        return self._model(self.settings.model)
+
+    @property
+    def feedback(self) -> Model:
+        """The feedback model; the initial one unless the config names another."""
+        return self._model(self.settings.feedback_model or self.settings.model)
+
+    def _model(self, name: str) -> Model:
+        if name not in self._models:
+            report = self.progress.say
+            self._models[name] = load_model(name, self.settings.dtype, self.mesh, report)
+        return self._models[name]
+
+    def take(self, model: Model) -> Params:
+        """Params of a loaded model to train from, and forgets all loaded models.
+
+        Training takes its start's buffers over, and two copies of each model would be the most
+        memory that a run needs. The next use of a model reads it again.
+        """
+        self._models.clear()
+        return jax.tree.map(lambda x: x.astype("float32"), model.params)
+
+    def engine(self, params: Params | None = None, model: Model | None = None) -> Engine:
+        """An engine of the configured size for the initial model's shape, or another model."""
+        size = self.settings.engine
+        engine = Engine(model or self.initial, size.slots, size.max_length)
+        if params is not None:
+            engine.params = params
+        return engine
+
+    def params_of(self, stage: str) -> Params:
+        """A finished stage's params."""
+        folder = self.workdir.path / stage / "params"
+        params, _ = load_params(folder)
+        check_shapes(params, self._trees[stage], folder)
+        return place(params, self.mesh)
+
+    def save(self, stage: str, params: Params) -> None:
+        metadata = {"stage": stage, "start": self.provenance.model}
+        save_params(self.workdir.path / stage / "params", params, metadata)
+
+    def _check_prompts(self) -> None:
+        """Refuses prompts that do not fit, with the longest of what stages put around them."""
+        s, model, principles = self.settings, self.initial, self.constitution.critique
+        count = lambda text: len(model.tokenizer.encode(text))  # noqa: E731
+        requests = max(count(p.critique_request) + count(p.revision_request) for p in principles)
+        tokens = s.revise.response_tokens + s.revise.critique_tokens + s.revise.revision_tokens
+        revising = tokens + requests + 64
+        answering = max(s.compare.response_tokens, s.evaluate.response_tokens)
+        limit = min(s.engine.max_length, model.config.context)
+        for rows, name, added in (
+            (self.data.red_team, "red_team", revising),
+            (self.data.helpful, "helpful", max(s.revise.response_tokens, answering)),
+            (self.data.held_out_red_team, "held_out_red_team", answering),
+            (self.data.held_out_helpful, "held_out_helpful", answering),
+        ):
+            for row in rows:
+                length = len(prompt_tokens(model.tokenizer, model.format, row.conversation))
+                if length + added > limit:
+                    raise ConfigError(
+                        f"prompts.{name}: prompt '{row.id}' has {length} tokens, {added} more may "
+                        f"follow it, and engine.max_length or the model's context is {limit}; "
+                        "shorten the prompt or raise engine.max_length."
+                    )
+
+        written = max(s.revise.revision_tokens, s.revise.response_tokens)
+        self._check_training(written + 8, s.finetune.length, "finetune.length")
+
+    def _check_training(self, added: int, limit: int, name: str) -> None:
+        """Refuses a training length that a revision of the longest prompt would not fit."""
+        model = self.initial
+        rows = self.data.red_team + self.data.helpful
+        tokens = [prompt_tokens(model.tokenizer, model.format, r.conversation) for r in rows]
+        row, length = max(zip(rows, map(len, tokens), strict=True), key=lambda item: item[1])
+        if length + added > limit:
+            raise ConfigError(
+                f"config.{name} is {limit}, and prompt '{row.id}' with its revision can have "
+                f"{length + added} tokens; raise {name} or shorten the prompt."
+            )
+
+    def inputs(self, stage: str) -> dict[str, Any]:
+        """What a stage is made from: its own settings and, hashed, all that went before."""
+        s = self.settings
+        texts = dataclasses.asdict(self.data)
+        common = {"seed": s.seed, "dtype": s.dtype, "constitution": self.constitution.hash}
+        return {
+            "revise": lambda: {
+                **common,
+                "revise": dataclasses.asdict(s.revise),
+                "engine": dataclasses.asdict(s.engine),
+                "model": self.initial.fingerprint,
+                "prompts": digest([texts["red_team"], texts["helpful"]]),
+            },
+            "finetune": lambda: {
+                "finetune": dataclasses.asdict(s.finetune),
+                "revise": digest(self.inputs("revise")),
+            },
+            "compare": lambda: {
+                "compare": dataclasses.asdict(s.compare),
+                "feedback_model": self.feedback.fingerprint,
+                "finetune": digest(self.inputs("finetune")),
+            },
+            "preference_model": lambda: {
+                "preference_model": dataclasses.asdict(s.preference_model),
+                "helpful_comparisons": digest(texts["helpful_comparisons"]),
+                "compare": digest(self.inputs("compare")),
+            },
+            "ppo": lambda: {
+                "ppo": dataclasses.asdict(s.ppo),
+                "preference_model": digest(self.inputs("preference_model")),
+            },
+            "evaluation": lambda: {
+                "evaluate": dataclasses.asdict(s.evaluate),
+                "texts": digest(
+                    [texts[k] for k in sorted(texts) if k.startswith(("held_out", "label"))]
+                ),
+                "ppo": digest(self.inputs("ppo")),
+            },
+        }[stage]()
+
+
+def _check_batches(settings: RunSettings, mesh: jax.sharding.Mesh) -> None:
+    """Refuses batches that do not divide over the mesh."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    for name, rows in (
+        ("finetune.batch_size", settings.finetune.batch_size),
+        ("preference_model.batch_size", settings.preference_model.batch_size),
+        ("ppo.batch_size / ppo.minibatches", settings.ppo.batch_size // settings.ppo.minibatches),
+    ):
+        if rows % ways:
+            raise ConfigError(
+                f"config.{name} is {rows}, which does not divide over the mesh's data x fsdp = "
+                f"{ways} devices; change it or config.mesh."
+            )
+
+
+def read_data(settings: RunSettings) -> Data:
+    """The run's texts, cut to their limits.
+
+    Raises:
+      ValueError: a file of prompts that is empty or malformed, with file and line.
+    """
+    p = settings.prompts
+
+    def rows(path: str, kind: str, split: str, limit: int) -> list[PromptRow]:
+        found = shipped.read_prompts(path, kind) if path else shipped.prompts(kind, split)
+        return found[: limit or None]
+
+    return Data(
+        red_team=rows(p.red_team, "red_team", "train", p.red_team_limit),
+        helpful=rows(p.helpful, "helpful", "train", p.helpful_limit),
+        held_out_red_team=rows(p.held_out_red_team, "red_team", "test", p.held_out_red_team_limit),
+        held_out_helpful=rows(p.held_out_helpful, "helpful", "test", p.held_out_helpful_limit),
+        helpful_comparisons=shipped.helpful_comparisons("train")[
+            : p.helpful_comparisons_limit or None
+        ],
+        held_out_comparisons=shipped.helpful_comparisons("test")[
+            : p.held_out_helpful_limit or None
+        ],
+        label_pairs=_balanced(shipped.label_pairs(), p.label_pairs_limit),
+    )
+
+
+def _balanced(pairs: list[shipped.LabelPair], limit: int) -> list[shipped.LabelPair]:
+    """The first so many pairs, half of each kind."""
+    if not limit:
+        return pairs
+    kinds = {kind: [p for p in pairs if p.kind == kind] for kind in ("harmful", "benign")}
+    return [pair for both in zip(*kinds.values(), strict=False) for pair in both][:limit]
