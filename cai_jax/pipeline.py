@@ -26,7 +26,7 @@ def revise(run: Run) -> None:
     shown = 0
     with run.progress.stage("critique and revision", len(run.data.red_team), "prompts") as bar:
 
-        def revised(done: int, total: int, newest: list[Revision]) -> None:
+        def revised(done: float, total: int, newest: list[Revision]) -> None:
             nonlocal shown
             for record in newest[: SHOWN_CHAINS - shown]:
                 shown += 1
@@ -176,7 +176,7 @@ def _skipped(run: Run, name: str) -> None:
     run.progress.say(f"✓ {name}: finished in a former run")
 
 
-def counter(bar: Stage) -> Callable[[int, int], None]:
+def counter(bar: Stage) -> Callable[[float, int], None]:
     return lambda done, total: bar.advance(done - bar.done)
 
 

@@ -65,7 +65,7 @@ class Stage:
         self._start = clock()
         self._changed: Callable[[Stage], None] = lambda stage: None
 
-    def advance(self, items: int = 1, tokens: int = 0, note: str | None = None) -> None:
+    def advance(self, items: float = 1, tokens: int = 0, note: str | None = None) -> None:
         """Counts `items` as done; with `tokens` the rate is shown in tokens.
 
         Args:
@@ -161,7 +161,7 @@ class Progress:
             ended = "done"
         finally:
             close()
-            parts = [f"{stage.done}/{stage.total} {unit}", _duration(stage.elapsed), stage.rate]
+            parts = [f"{stage.done:.0f}/{stage.total} {unit}", _duration(stage.elapsed), stage.rate]
             mark, style = ("✓ ", "green") if ended == "done" else ("✗ ", "red")
             rest = f": {ended}, " + ", ".join(filter(None, parts))
             self.console.print(Text.assemble((mark, style), (stage.name, "bold"), rest))
@@ -186,7 +186,7 @@ class Progress:
         return close
 
     def _logged_stage(self, stage: Stage) -> Callable[[], None]:
-        resumed = f" ({stage.done} from a former run)" if stage.done else ""
+        resumed = f" ({stage.done:.0f} from a former run)" if stage.done else ""
         self.say(f"{stage.name}: {stage.total} {stage.unit}{resumed}")
         last = self._clock()
 
@@ -196,7 +196,7 @@ class Progress:
                 return
             last = self._clock()
             left = f"{stage.left} left" if stage.left else ""
-            counts = f"{stage.done}/{stage.total} {stage.unit}"
+            counts = f"{stage.done:.0f}/{stage.total} {stage.unit}"
             parts = [counts, stage.rate, _duration(stage.elapsed), left, stage.note]
             self.say(f"{stage.name}: " + ", ".join(filter(None, parts)))
 

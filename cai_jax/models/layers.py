@@ -78,10 +78,7 @@ class Block(nn.Module):
         else:
             attended = attention_with_past(q, k, v, mask, past)
         x = x + dense("o", config.embed, (-2, -1))(attended)
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
 
         h = RMSNorm(config.norm_eps, self.dtype, name="mlp_norm")(x)
         h = nn.silu(dense("gate", config.mlp)(h)) * dense("up", config.mlp)(h)
-        x = x + dense("down", config.embed)(h)
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
-        return x, None if past is None else (k, v)
+        return x + dense("down", config.embed)(h), None if past is None else (k, v)

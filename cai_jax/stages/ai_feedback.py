@@ -231,7 +231,7 @@ def compare(
     seed: int,
     labeler: str,
     provenance: Provenance,
-    progress: Callable[[int, int], None],
+    progress: Callable[[float, int], None],
 ) -> list[Comparison]:
     """Labels pairs of responses, shard by shard; each keeps its raw option log-probabilities."""
     pairs = pairs_of(responses)
@@ -242,7 +242,13 @@ def compare(
     done = shards.done()
     for number, part in enumerate(parts):
         if number not in done:
-            labels = label_pairs(settings, engine, form, constitution, part, seed)
+            before = number * size
+            labels = label_pairs(
+                settings, engine, form, constitution, part, seed,
+                lambda done, total, before=before, n=len(part): progress(
+                    before + n * done / total, len(pairs)
+                ),
+            )  # fmt: skip
             records = [
                 Comparison(
                     id=pair.id,

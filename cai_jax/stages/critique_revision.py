@@ -53,12 +53,12 @@ def revise(
     directory: Path,
     seed: int,
     provenance: Provenance,
-    progress: Callable[[int, int, list[Revision]], None],
+    progress: Callable[[float, int, list[Revision]], None],
 ) -> list[Revision]:
     """Critique-revision chains of red-team prompts, shard by shard; finished shards are kept.
 
     Args:
-      progress: called with (prompts done, all, the newest records) after each shard.
+      progress: called with (prompts done, all, the newest records); prompts underway count in part.
     """
     parts = split(rows, settings.shard_size)
     shards = Shards(directory, len(parts))
@@ -66,7 +66,13 @@ def revise(
     for number, part in enumerate(parts):
         records: list[Revision] = []
         if number not in done:
-            records = _revise_part(settings, engine, form, constitution, part, seed, provenance)
+            before = number * settings.shard_size
+            records = _revise_part(
+                settings, engine, form, constitution, part, seed, provenance,
+                lambda share, before=before, n=len(part): progress(
+                    before + share * n, len(rows), []
+                ),
+            )  # fmt: skip
             shards.write(number, records)
         progress(min((number + 1) * settings.shard_size, len(rows)), len(rows), records)
     return shards.read(Revision)
@@ -80,6 +86,7 @@ def _revise_part(
     rows: list[PromptRow],
     seed: int,
     provenance: Provenance,
+    progress: Callable[[float], None],
 ) -> list[Revision]:
     first = respond(
         engine,
@@ -91,6 +98,7 @@ def _revise_part(
         max_new_tokens=settings.response_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
+        progress=lambda done, total: progress(done / total / (1 + settings.rounds)),
     )
     latest = [reply.text for (reply,) in first]
     steps: list[list[RevisionStep]] = [[] for _ in rows]
@@ -99,6 +107,10 @@ def _revise_part(
     revision = Sample(settings.revision_tokens, stops, settings.temperature, settings.top_p)
     examples = constitution.critique_examples[: settings.few_shots]
     for number in range(settings.rounds):
+
+        def step(done: int, total: int, number=number) -> None:
+            progress((1 + number + done / total) / (1 + settings.rounds))
+
         principles = [
             draw(constitution.critique, seed, "critique principle", row.id, number) for row in rows
         ]
@@ -114,7 +126,7 @@ def _revise_part(
             )
             for row, text, principle in zip(rows, latest, principles, strict=True)
         ]
-        for i, transcript in enumerate(engine.run(scripts, seed)):
+        for i, transcript in enumerate(engine.run(scripts, seed, step)):
             said, rewritten = (s for s in transcript.segments if s.stop_reason)
             latest[i] = rewritten.text.strip()
             steps[i].append(

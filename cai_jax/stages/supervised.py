@@ -64,6 +64,8 @@ def examples(
 ) -> list[tuple[list[int], list[bool]]]:
     """Training examples: revisions and the model's own helpful responses, empty texts left out.
 
+    One that was cut off at its limit has no end token.
+
     Raises:
       ValueError: no text is left.
     """
@@ -72,10 +74,14 @@ def examples(
         for record in revisions
         for step in (record.steps if settings.revisions == "all" else record.steps[-1:])
     ]
-    texts += [(record.prompt, record.response) for record in helpful]
-    if not any(text for _, text in texts):
+    texts += [(record.prompt, record.response, record.stop_reason) for record in helpful]
+    if not any(text for _, text, _ in texts):
         raise ValueError("finetune has no examples: there are no revisions and no responses.")
-    return [example(tokenizer, form, prompt, text) for prompt, text in texts if text]
+    return [
+        example(tokenizer, form, prompt, text, whole=reason != "length")
+        for prompt, text, reason in texts
+        if text
+    ]
 
 
 def epoch_batches(
