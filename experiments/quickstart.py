@@ -28,9 +28,9 @@ def get_config(size: str = "full") -> ConfigDict:
 
     config.revise.rounds = 2
     config.revise.few_shots = 2
-    config.revise.response_tokens = 40
-    config.revise.critique_tokens = 32
-    config.revise.revision_tokens = 40
+    config.revise.response_tokens = 32
+    config.revise.critique_tokens = 24
+    config.revise.revision_tokens = 32
     config.revise.helpful_samples = 1
     config.revise.shard_size = 24
 
@@ -41,10 +41,10 @@ def get_config(size: str = "full") -> ConfigDict:
     config.finetune.optimizer.learning_rate = 2e-5
     config.finetune.optimizer.moment_dtype = "bfloat16"
 
-    config.compare.response_tokens = 40
+    config.compare.response_tokens = 32
     config.compare.few_shots = 2
     config.compare.both_orders = True
-    config.compare.chain_tokens = 32
+    config.compare.chain_tokens = 24
     config.compare.shard_size = 24
 
     config.preference_model.epochs = 1
@@ -55,20 +55,22 @@ def get_config(size: str = "full") -> ConfigDict:
     config.preference_model.optimizer.learning_rate = 1e-4
     config.preference_model.optimizer.moment_dtype = "bfloat16"
 
-    config.ppo.updates = 8
+    config.ppo.updates = 6
     config.ppo.batch_size = 16
-    config.ppo.minibatches = 4
+    config.ppo.minibatches = 2
     config.ppo.prompt_tokens = 64
     config.ppo.response_tokens = 32
     config.ppo.kl_coefficient = 0.02
-    config.ppo.save_every = 4
+    config.ppo.save_every = 3
     config.ppo.remat = "dots"
     config.ppo.optimizer.learning_rate = 1e-5
-    config.ppo.optimizer.moment_dtype = "bfloat16"
     config.ppo.value_optimizer.learning_rate = 3e-5
-    config.ppo.value_optimizer.moment_dtype = "bfloat16"
+    # PPO holds four models; factored moments leave room for them in 6 GB.
+    for optimizer in (config.ppo.optimizer, config.ppo.value_optimizer):
+        optimizer.kind = "adafactor"
+        optimizer.b1 = 0.0
 
-    config.evaluate.response_tokens = 40
+    config.evaluate.response_tokens = 32
 
     if size == "smoke":
         config.prompts.red_team_limit = 5

@@ -21,7 +21,7 @@ from cai_jax.prompts import Format
 from cai_jax.tokenizer import Tokenizer
 
 CHUNK = 64  # positions whose logits are in memory at a time
-WIDTH = 64  # texts are padded to multiples of this, so that few shapes are compiled
+WIDTH = 32  # texts are padded to multiples of this, so that few shapes are compiled
 
 
 def score(config: ModelConfig, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:

@@ -242,13 +242,12 @@ def compare(
     done = shards.done()
     for number, part in enumerate(parts):
         if number not in done:
-            before = number * size
-            labels = label_pairs(
-                settings, engine, form, constitution, part, seed,
-                lambda done, total, before=before, n=len(part): progress(
-                    before + n * done / total, len(pairs)
-                ),
-            )  # fmt: skip
+            before, n = number * size, len(part)
+
+            def asked(done: int, total: int, before=before, n=n) -> None:
+                progress(before + n * done / total, len(pairs))
+
+            labels = label_pairs(settings, engine, form, constitution, part, seed, asked)
             records = [
                 Comparison(
                     id=pair.id,

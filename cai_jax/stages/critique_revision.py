@@ -66,13 +66,14 @@ def revise(
     for number, part in enumerate(parts):
         records: list[Revision] = []
         if number not in done:
-            before = number * settings.shard_size
+            before, n = number * settings.shard_size, len(part)
+
+            def underway(share: float, before=before, n=n) -> None:
+                progress(before + share * n, len(rows), [])
+
             records = _revise_part(
-                settings, engine, form, constitution, part, seed, provenance,
-                lambda share, before=before, n=len(part): progress(
-                    before + share * n, len(rows), []
-                ),
-            )  # fmt: skip
+                settings, engine, form, constitution, part, seed, provenance, underway
+            )
             shards.write(number, records)
         progress(min((number + 1) * settings.shard_size, len(rows)), len(rows), records)
     return shards.read(Revision)
