@@ -222,7 +222,8 @@ def figures(run: Run) -> list[Path]:
         )
         for name, snapshot in zip(COLUMNS, SNAPSHOTS, strict=True)
     ]
-    paths += elo_figure.draw(EloPlane(points, JUDGE, seeds), folder / "elo")
+    anchor = COLUMNS[SNAPSHOTS.index(results.ANCHOR)]
+    paths += elo_figure.draw(EloPlane(points, anchor, JUDGE, seeds), folder / "elo")
     run.progress.say(f"✓ figures in {folder}")
     return paths
 
@@ -238,11 +239,12 @@ def table(run: Run) -> None:
         )
         for m in found["snapshots"]
     ]
-    rows += [
-        ResultRow(f"PM accuracy, {name}", (None, None, _interval(value)), "share")
+    run.progress.results_table("Results on held-out prompts", COLUMNS, rows)
+    rows = [
+        ResultRow(name, (_interval(value),), "share")
         for name, value in found["preference_model"].items()
     ]
-    run.progress.results_table("Results on held-out prompts", COLUMNS, rows)
+    run.progress.results_table("The preference model's accuracy", ("accuracy",), rows)
     modes = [run.settings.compare.mode]
     modes += [mode for mode in ai_feedback.MODES if mode not in modes]
     rows = [

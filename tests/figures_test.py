@@ -31,8 +31,9 @@ ELO = elo.EloPlane(
         elo.EloPoint("initial", Interval(0, 0, 0, 16), Interval(0, 0, 0, 24)),
         elo.EloPoint("RL-CAI", Interval(-20, -80, 45, 16), Interval(104, 110, 208, 24)),
     ],
-    "the run's own preference model",
-    [7],
+    anchor="initial",
+    judged_by="the run's own preference model",
+    seeds=[7],
 )
 FIGURES = [(pm_by_revision, PM), (ppo, PPO), (elo, ELO)]
 NAMES = ["pm_by_revision", "ppo", "elo"]

@@ -26,11 +26,13 @@ class EloPlane:
 
     Attributes:
       points: models in training order, such as initial, SL-CAI, RL-CAI.
+      anchor: name of the model at 0.
       judged_by: who compared, such as "the run's own preference model".
       seeds: of the runs behind the numbers.
     """
 
     points: Sequence[EloPoint]
+    anchor: str
     judged_by: str
     seeds: Sequence[int]
 
@@ -42,7 +44,7 @@ def draw(data: EloPlane, stem: str | os.PathLike) -> list[Path]:
     caption = style.caption_of(
         [
             f"Responses compared by {data.judged_by}; Elo by maximum likelihood, only differences "
-            f"matter, {data.points[0].name} at 0.",
+            f"matter, {data.anchor} at 0.",
             "Bars: 95% bootstrap intervals over prompts.",
             f"n = {helpful_n} helpful, {harmless_n} red-team prompts.",
         ],
