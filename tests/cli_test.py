@@ -10,6 +10,7 @@ import pytest
 import tiny_run
 
 from cai_jax import cli, pipeline
+from cai_jax import run as run_module
 from cai_jax.conversation import Conversation
 from cai_jax.progress import Progress
 from cai_jax.records import Provenance, Response
@@ -40,8 +41,8 @@ def computes_nothing(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("computed before everything was checked")
 
-    monkeypatch.setattr(pipeline, "Engine", refuse)
-    monkeypatch.setattr(pipeline, "load_params", refuse)
+    monkeypatch.setattr(run_module, "Engine", refuse)
+    monkeypatch.setattr(run_module, "load_params", refuse)
 
 
 def complaint(capsys, *argv: str) -> str:
@@ -268,7 +269,7 @@ def test_params_of_another_shape(capsys, experiment, tmp_path, mark_finished):
     said = complaint(capsys, *experiment.command("compare", tmp_path / "run"))
     assert "embed/embedding" in said
     assert "float32[3,5]" in said
-    assert "float32[259,32]" in said
+    assert "needs float32[" in said
 
 
 def test_truncated_params(capsys, experiment, tmp_path, mark_finished):
