@@ -37,7 +37,8 @@ def finished(tiny_cache, tmp_path_factory):
 
     experiment = tiny_run.write(tmp_path_factory.mktemp("experiment"))
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    assert tiny_run.run(experiment.command("run", workdir), tiny_cache) == 0
+    ended = tiny_run.run_apart(experiment.command("run", workdir), tiny_cache)
+    assert ended.returncode == 0, ended.stderr
     return experiment, workdir
 
 

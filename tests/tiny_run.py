@@ -10,13 +10,14 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
 import jax
 import numpy as np
 from fakes import CHATML, tiny_model
-from jax.experimental.compilation_cache import compilation_cache
 
 from cai_jax import cli
 from cai_jax.training.checkpoint import load_params
@@ -26,6 +27,8 @@ ROOT = Path(__file__).parents[1]
 # Records then name no commit, so a file that is edited meanwhile changes none of them. A process
 # with GLIBC_TUNABLES is not started anew for the sake of huge pages.
 PLAIN = {"GIT_DIR": os.devnull, "GLIBC_TUNABLES": ""}
+# Compiling is nearly all that a tiny run does.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 CONFIG = """
 from common import get_config as common
@@ -43,7 +46,7 @@ def get_config():
     prompts.held_out_helpful_limit = 2
     prompts.helpful_comparisons_limit = 2
     prompts.label_pairs_limit = 2
-    config.engine.slots = 2
+    config.engine.slots = 1
     config.engine.max_length = 2048
     config.revise.rounds = 2
     config.revise.few_shots = 1
@@ -102,11 +105,14 @@ class Experiment:
         return [verb, f"--config={self.config}", f"--workdir={workdir}", *more]
 
 
-def write(folder: Path, chat: bool = False, constitution: str = "general") -> Experiment:
-    """Writes a model (random, of 32,000 parameters), prompts and a config that uses them."""
+def write(folder: Path, chat: bool = False, constitution: str = "general", **changes) -> Experiment:
+    """Writes a model (random, of 32,000 parameters), prompts and a config that uses them.
+
+    `changes` are fields of its ModelConfig.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # One size of vocabulary for both formats, so that they share compiled programs.
-    model = tiny_model(chat=chat, vocab_size=261)
+    model = tiny_model(chat=chat, vocab_size=261, **changes)
     template = CHATML if chat else None
     write_directory(folder / "model", model.config, model.params, model.tokenizer, template)
     for name, texts in PROMPTS.items():
@@ -123,16 +129,27 @@ def write(folder: Path, chat: bool = False, constitution: str = "general") -> Ex
 
 
 def run(argv: list[str], cache: Path) -> int:
-    """A command in this process; `cache` and `environment` below as for one of its own."""
-    compilation_cache.reset_cache()
+    """A command in this process, for what compiles little."""
     with mock.patch.dict(os.environ, {"CAI_JAX_CACHE": str(cache), **PLAIN}):
         return cli.main(argv)
+
+
+def run_apart(argv: list[str], cache: Path) -> subprocess.CompletedProcess:
+    """A command in a process of its own, its output kept as text."""
+    return subprocess.run(
+        [sys.executable, "-m", "cai_jax.cli", *argv],
+        cwd=ROOT,
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
 
 
 def environment(cache: Path) -> dict[str, str]:
     """For a process of its own: compiled programs and prepared prompts shared through `cache`."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(("CAI_JAX", "XLA", "JAX"))}
-    own |= {"CAI_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu", **PLAIN}
+    own |= {"CAI_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, **PLAIN}
     return own | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
 
