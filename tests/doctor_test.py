@@ -13,7 +13,8 @@ from cai_jax.datasets import prompts
 from cai_jax.doctor.checks import examine
 from cai_jax.doctor.examples import CHOICE, LEARNS, READS, SCORED, WRITES, render, token_text
 from cai_jax.settings import run_settings
-from cai_jax.stages import ppo, supervised
+from cai_jax.stages import supervised
+from cai_jax.training import rollout
 
 ROOT = Path(__file__).parents[1]
 
@@ -127,8 +128,8 @@ def test_end_token_without_logit(look):
 def test_end_masked_out_of_the_loss(look, monkeypatch):
     whole = supervised.example
 
-    def without_end(*args):
-        tokens, mask = whole(*args)
+    def without_end(*args, **kwargs):
+        tokens, mask = whole(*args, **kwargs)
         return tokens, [*mask[:-1], False]
 
     monkeypatch.setattr(supervised, "example", without_end)
@@ -138,16 +139,16 @@ def test_end_masked_out_of_the_loss(look, monkeypatch):
 
 
 def test_scorer_at_another_temperature(look, monkeypatch):
-    right = ppo.jit_reply_logprobs
-    monkeypatch.setattr(ppo, "jit_reply_logprobs", lambda *args: right(*args[:-1], 1.0))
+    right = rollout.jit_reply_logprobs
+    monkeypatch.setattr(rollout, "jit_reply_logprobs", lambda *args: right(*args[:-1], 1.0))
     _, faults = look(tiny_model())
     (name,) = faults
     assert name.startswith("the sampler's log-probabilities") and "nats apart" in faults[name]
 
 
 def test_other_tokens_in_training_than_in_sampling(look, monkeypatch):
-    right = ppo.prompt_tokens
-    monkeypatch.setattr(ppo, "prompt_tokens", lambda *args: [*right(*args), 32])
+    right = rollout.prompt_tokens
+    monkeypatch.setattr(rollout, "prompt_tokens", lambda *args: [*right(*args), 32])
     _, faults = look(tiny_model())
     assert "train-rl reads other tokens than revise" in faults.values()
 

@@ -95,13 +95,20 @@ def revise(
 def finetune(
     settings: RunSettings, model: Model, row: PromptRow, revisions: list[Revision], pair: LabelPair
 ) -> Example:
-    """The first revision as a training example; a given text where the model wrote none."""
+    """The first whole revision as a training example; a given text where the model wrote none.
+
+    One that was cut off has no end of turn to look at.
+    """
     given = Response(
         id=row.id, kind=row.kind, prompt=row.conversation, response=pair.better, tokens=(),
         stop_reason="end", sample=0, provenance=_provenance(settings),
     )  # fmt: skip
     tokens, mask = supervised.examples(
-        settings.finetune, model.tokenizer, model.format, revisions, [given]
+        settings.finetune,
+        model.tokenizer,
+        model.format,
+        [r for r in revisions if r.steps[0].revision_stop_reason != "length"],
+        [given],
     )[0]
     marks = tuple(LEARNS if target else READS for target in mask)
     return Example("finetune", "a revision", model, tuple(tokens), marks)
