@@ -106,7 +106,7 @@ def test_the_shared_prefix_leaves_each_program_a_token():
     assert shared("abcd", "ab") == 2
     assert shared("abcd", "ab", least=3) == 0
     assert shared("abcd", "xbcd") == 0
-    assert shared("abcd") == 0  # alone, it shares with nobody
+    assert shared("abcd") == 4  # alone, it shares with itself, so its slot is as short as any
     assert shared("abcd", "abce", "xyz", "abcf") == 0
 
 
