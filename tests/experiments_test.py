@@ -1,0 +1,86 @@
+"""Every experiment builds, holds all settings, says what it is, and runs."""
+
+import ast
+import re
+
+import pytest
+import tiny_run
+
+from cai_jax import cli
+from cai_jax.settings import run_settings
+
+FOLDER = tiny_run.ROOT / "experiments"
+# Every experiment with every argument it takes.
+EXPERIMENTS = ["quickstart.py", "quickstart.py:full", "quickstart.py:smoke"]
+
+# What makes a run tiny; all else is the experiment's own.
+TINY = """
+    engine.slots=1 engine.max_length=2048
+    revise.rounds=1 revise.few_shots=0 revise.response_tokens=4 revise.critique_tokens=4
+    revise.revision_tokens=4 revise.helpful_samples=1
+    finetune.epochs=1 finetune.batch_size=1 finetune.length=256
+    compare.response_tokens=4 compare.few_shots=0 compare.chain_tokens=4
+    preference_model.epochs=1 preference_model.batch_size=2 preference_model.length=512
+    ppo.updates=1 ppo.batch_size=2 ppo.minibatches=1 ppo.prompt_tokens=64 ppo.response_tokens=4
+    evaluate.samples=1 evaluate.response_tokens=4 evaluate.batch_size=4 evaluate.resamples=20
+    prompts.red_team_limit=2 prompts.helpful_limit=1 prompts.held_out_red_team_limit=1
+    prompts.held_out_helpful_limit=1 prompts.helpful_comparisons_limit=1 prompts.label_pairs_limit=2
+"""
+
+
+def config(name: str) -> dict:
+    found, _, _ = cli.parse([f"--config={FOLDER / name}", "--workdir=run"])
+    return found.to_dict()
+
+
+def keys(group: dict, prefix: str = "") -> set[str]:
+    found = set()
+    for name, value in group.items():
+        found |= keys(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name}
+    return found
+
+
+def test_every_file_is_tested():
+    files = {path.name for path in FOLDER.glob("*.py")} - {"common.py"}
+    assert files == {name.split(":")[0] for name in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, "common.py"])
+def test_it_builds_and_has_exactly_the_settings_of_common(name):
+    found = config(name)
+    run_settings(found)
+    assert keys(found) == keys(config("common.py"))
+
+
+@pytest.mark.parametrize("name", sorted({name.split(":")[0] for name in EXPERIMENTS}))
+def test_its_header_says_what_it_takes_and_gives(name):
+    tree = ast.parse((FOLDER / name).read_text("utf-8"))
+    header = ast.get_docstring(tree)
+    for field in ("Command", "Hardware", "Time", "Expect"):
+        assert re.search(rf"^{field}: +\S", header, re.MULTILINE), f"{name} lacks {field}"
+    assert f"cai-jax run --config=experiments/{name}" in header
+    imported = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert imported <= {"common", "ml_collections"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_what_it_names_exists(name):
+    found = config(name)
+    assert (tiny_run.ROOT / found["constitution"]).is_file()
+
+
+@pytest.mark.parametrize("name", sorted({name.split(":")[0] for name in EXPERIMENTS}))
+def test_one_tiny_pass(name, finished, tiny_cache, tmp_path):
+    experiment, _ = finished
+    flags = [f"--config.{setting}" for setting in TINY.split()]
+    flags.append(f"--config.model={experiment.folder / 'model'}")
+    for prompts in tiny_run.PROMPTS:
+        flags.append(f"--config.prompts.{prompts}={experiment.folder / prompts}.jsonl")
+    command = ["run", f"--config={FOLDER / name}", f"--workdir={tmp_path / 'run'}", *flags]
+    ended = tiny_run.run_apart(command, tiny_cache)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
