@@ -13,18 +13,19 @@ FOLDER = tiny_run.ROOT / "experiments"
 # Every experiment with every argument it takes.
 EXPERIMENTS = ["quickstart.py", "quickstart.py:full", "quickstart.py:smoke"]
 
-# What makes a run tiny; all else is the experiment's own.
+# What makes a run tiny; all else is the experiment's own. The sizes are those of tiny_run, whose
+# compiled programs are there.
 TINY = """
     engine.slots=1 engine.max_length=2048
-    revise.rounds=1 revise.few_shots=0 revise.response_tokens=4 revise.critique_tokens=4
-    revise.revision_tokens=4 revise.helpful_samples=1
-    finetune.epochs=1 finetune.batch_size=1 finetune.length=256
-    compare.response_tokens=4 compare.few_shots=0 compare.chain_tokens=4
+    revise.rounds=1 revise.few_shots=1 revise.response_tokens=6 revise.critique_tokens=6
+    revise.revision_tokens=6 revise.helpful_samples=1
+    finetune.epochs=1 finetune.batch_size=1 finetune.length=128
+    compare.response_tokens=6 compare.few_shots=0 compare.chain_tokens=6
     preference_model.epochs=1 preference_model.batch_size=2 preference_model.length=512
-    ppo.updates=1 ppo.batch_size=2 ppo.minibatches=1 ppo.prompt_tokens=64 ppo.response_tokens=4
-    evaluate.samples=1 evaluate.response_tokens=4 evaluate.batch_size=4 evaluate.resamples=20
+    ppo.updates=1 ppo.batch_size=4 ppo.minibatches=2 ppo.prompt_tokens=64 ppo.response_tokens=6
+    evaluate.samples=1 evaluate.response_tokens=6 evaluate.batch_size=4 evaluate.resamples=20
     prompts.red_team_limit=2 prompts.helpful_limit=1 prompts.held_out_red_team_limit=1
-    prompts.held_out_helpful_limit=1 prompts.helpful_comparisons_limit=1 prompts.label_pairs_limit=2
+    prompts.held_out_helpful_limit=1 prompts.helpful_comparisons_limit=2 prompts.label_pairs_limit=2
 """
 
 
