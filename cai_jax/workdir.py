@@ -87,6 +87,7 @@ class Workdir:
             folder.rename(removed)
         shutil.rmtree(removed, ignore_errors=True)
         if (folder / "done.json").exists():
+            self._drop_checkpoints(stage)  # a kill may have come between the mark and the removal
             return False
         for name, value in self._notes.items():
             self.write_json(name, value)
@@ -96,7 +97,7 @@ class Workdir:
     def finish(self, stage: str, summary: dict[str, Any]) -> None:
         """Marks a stage as finished and drops the checkpoints that it no longer needs."""
         write_atomically(self.path / stage / "done.json", _json(summary).encode())
-        shutil.rmtree(self.path / stage / "checkpoints", ignore_errors=True)
+        self._drop_checkpoints(stage)
 
     def require(self, stage: str, verb: str) -> None:
         """Raises WorkdirError unless a stage is finished."""
@@ -111,6 +112,9 @@ class Workdir:
 
     def read_json(self, name: str) -> Any:
         return json.loads((self.path / name).read_text())
+
+    def _drop_checkpoints(self, stage: str) -> None:
+        shutil.rmtree(self.path / stage / "checkpoints", ignore_errors=True)
 
 
 def digest(value: Any) -> str:

@@ -134,6 +134,15 @@ def test_finishing_drops_the_checkpoints(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_kill_before_the_checkpoints_are_dropped_leaves_none(tmp_path):
+    folder = Workdir(tmp_path)
+    folder.begin("ppo", {})
+    folder.finish("ppo", {})
+    (tmp_path / "ppo" / "checkpoints" / "4").mkdir(parents=True)  # as if killed just before
+    assert not Workdir(tmp_path).begin("ppo", {})
+    assert not (tmp_path / "ppo" / "checkpoints").exists()
+
+
 def test_a_stage_that_is_needed_is_named_with_its_verb(tmp_path):
     folder = Workdir(tmp_path)
     folder.begin("compare", {})
