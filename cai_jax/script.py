@@ -28,12 +28,16 @@ class Sample:
       stop: strings that end the segment; a stop string is not part of the segment's text.
       temperature: 0 takes the likeliest token.
       top_p: the least probability mass the kept tokens must hold; 1 keeps all.
+      top_k: how many of the likeliest tokens are kept, before top_p; 0 keeps all.
+      min_new_tokens: how many tokens are sampled before an end token may be.
     """
 
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_new_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +74,7 @@ class SegmentResult:
       text: the forced or sampled text; empty for Choose.
       tokens: token ids; for Sample the end token included when it was sampled.
       logprobs: for Sample, log-probability in nats of each token under the sampling distribution
-        at the segment's temperature, before top-p; empty otherwise.
+        at the segment's temperature, before top-k, top-p and the least length; empty otherwise.
       option_logprobs: for Choose, summed log-probability in nats of each option's tokens.
       stop_reason: for Sample "end" (end token), "stop" (stop string) or "length"; else "".
     """

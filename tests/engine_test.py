@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fakes import PiecesTokenizer, tiny_model
 
-from cai_jax.decoding import Engine, programs, session
+from cai_jax.decoding import Engine, calls, programs, session
 from cai_jax.decoding import engine as engine_module
 from cai_jax.decoding.schedule import ScriptError
 from cai_jax.models import transformer
@@ -162,8 +162,8 @@ def random_scripts(count, seed=0, shared=""):
 def small_steps():
     """Short bursts and chunks: their seams are everywhere, and few sizes are compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "STEPS", 16)
-        patch.setattr(session, "WIDTHS", (16,))
+        patch.setattr(calls, "STEPS", 16)
+        patch.setattr(calls, "WIDTHS", (16,))
         patch.setattr(engine_module, "WIDTHS", (16,))
         yield
 
@@ -234,7 +234,7 @@ def alone(model, engine):
 @pytest.mark.parametrize("slots", [1, 3, 32])
 def test_samples_depend_on_seed_and_id_only(model, alone, slots, monkeypatch):
     """Not on the slots, the order, the Scripts beside it, a shared prefix or a burst's length."""
-    monkeypatch.setattr(session, "STEPS", 3)
+    monkeypatch.setattr(calls, "STEPS", 3)
     scripts, expected = alone
     engine = Engine(model, slots=slots, max_length=128)
     assert_same(engine.run(scripts[::-1], seed=7)[::-1], expected)

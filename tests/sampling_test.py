@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cai_jax.decoding import sampling
-from cai_jax.decoding.sampling import sample
+from cai_jax.decoding.sampling import Rule, sample
 
 N = 20_000
 SAMPLE, INVERSE_CDF = jax.jit(sample), jax.jit(sampling._inverse_cdf)
@@ -18,11 +18,13 @@ def many_keys():
     return jax.random.split(jax.random.key(0), N)
 
 
-def draw(logits, *, temperature=1.0, top_p=1.0):
+def draw(logits, *, temperature=1.0, top_p=1.0, top_k=0, end_ids=(), early=False):
     """N tokens and log-probabilities from one row of logits; settings are numbers or arrays [N]."""
     logits = np.broadcast_to(np.asarray(logits, np.float32), (N, len(logits)))
-    settings = (np.broadcast_to(np.float32(x), (N,)) for x in (temperature, top_p))
-    return map(np.asarray, SAMPLE(logits, many_keys(), *settings))
+    each = lambda x, dtype: np.broadcast_to(np.asarray(x, dtype), (N,))  # noqa: E731
+    rule = Rule(each(temperature, np.float32), each(top_p, np.float32), each(top_k, np.int32))
+    end_ids = np.asarray(end_ids, np.int32)
+    return map(np.asarray, SAMPLE(logits, many_keys(), rule, end_ids, each(early, bool)))
 
 
 def softmax(logits):
@@ -81,6 +83,33 @@ def test_top_p_keeps_the_smallest_set_that_holds_the_mass(vocab, top_p):
     np.testing.assert_allclose(
         frequency[likely], probs[likely] / probs[nucleus].sum(), rtol=0.6, atol=0.01
     )
+
+
+@pytest.mark.parametrize("vocab", [5, 300])
+@pytest.mark.parametrize("top_k", [1, 2, 40])
+def test_top_k_keeps_the_likeliest_tokens(vocab, top_k):
+    logits = random_logits(vocab, seed=4)
+    kept = np.argsort(-logits)[:top_k]
+    tokens, logprobs = draw(logits, top_k=top_k)
+    assert set(tokens) <= set(kept.tolist())
+    expected = softmax(logits)[kept] / softmax(logits)[kept].sum()
+    np.testing.assert_allclose(np.bincount(tokens, minlength=vocab)[kept] / N, expected, atol=0.02)
+    np.testing.assert_allclose(logprobs, np.log(softmax(logits))[tokens], atol=2e-5)
+
+
+def test_top_p_is_the_share_of_what_top_k_keeps():
+    tokens, _ = draw(np.log([0.4, 0.3, 0.2, 0.1]), top_k=2, top_p=0.56)
+    assert set(tokens) == {0}  # 0.4 is 57% of the two that are left
+
+
+def test_an_end_token_is_not_drawn_early():
+    logits = np.array([1.0, 5.0, 2.0, 4.0])
+    early = np.arange(N) % 2 == 0
+    tokens, logprobs = draw(logits, end_ids=(1, 3), early=early)
+    assert set(tokens[early]) == {0, 2} and set(tokens[~early]) == {0, 1, 2, 3}
+    np.testing.assert_allclose(logprobs, np.log(softmax(logits))[tokens], atol=2e-5)
+    greedy, _ = draw(logits, temperature=0.0, end_ids=(1, 3), early=early)
+    assert set(greedy[early]) == {2} and set(greedy[~early]) == {1}
 
 
 def test_rows_have_temperatures_and_nuclei_of_their_own():

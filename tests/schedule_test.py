@@ -13,8 +13,8 @@ from cai_jax.decoding.schedule import (
     bucket,
     compile_script,
     read_limits,
-    shared_prefix,
 )
+from cai_jax.decoding.sharing import shared_prefix
 from cai_jax.decoding.stops import MATCHED, stop_tables
 from cai_jax.script import Choose, Force, Sample, Script
 from cai_jax.tokenizer import BytesTokenizer

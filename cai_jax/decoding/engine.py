@@ -10,18 +10,15 @@ import numpy as np
 
 from cai_jax import rng
 from cai_jax.decoding import programs
-from cai_jax.decoding.schedule import (
-    Program,
-    ScriptError,
-    bucket,
-    compile_script,
-    read_limits,
-    shared_prefix,
-)
-from cai_jax.decoding.session import WIDTHS, Session, extend
+from cai_jax.decoding.calls import SIZES, WIDTHS, Calls, padded
+from cai_jax.decoding.schedule import Program, ScriptError, bucket, compile_script, read_limits
+from cai_jax.decoding.session import LEAST_FORK, Session
+from cai_jax.decoding.sharing import running_order, shared_prefix
 from cai_jax.decoding.stats import Stats
 from cai_jax.decoding.stops import stop_tables
 from cai_jax.models import kv_cache
+from cai_jax.models.cached import Prefix, unstacked
+from cai_jax.models.transformer import Params
 from cai_jax.script import Sample, Script, Transcript
 
 LEAST_PREFIX = 16  # a shorter shared prefix is not worth a part of its own
@@ -32,7 +29,6 @@ class Engine:
     """A jitted batched decoding loop over Scripts.
 
     Attributes:
-      params: the weights in use; assign a tree of the same shapes to decode with others.
       stats: counts of the latest run.
     """
 
@@ -44,12 +40,24 @@ class Engine:
           slots: Scripts in progress at a time.
           max_length: the longest context of a slot, in tokens, a shared prefix left out.
         """
-        self.config, self.params, self.tokenizer = model.config, model.params, model.tokenizer
+        self.config, self.tokenizer = model.config, model.tokenizer
+        self.params = model.params
         self.slots, self.max_length = slots, max_length
         self.dtype = jax.tree.leaves(model.params)[0].dtype
-        self.limits = (0, *read_limits(min(SHORTEST, max_length), max_length))
+        self.limits = read_limits(min(SHORTEST, max_length), max_length)
         self.stats = Stats()
         self._token_bytes: list[bytes] | None = None
+        self._called: set[tuple] = set()
+
+    @property
+    def params(self) -> Params | None:
+        """The weights in use; assign a tree of the same shapes to decode with others, or None to
+        let go of them."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params | None) -> None:
+        self._params, self._unstacked = params, None
 
     def run(
         self,
@@ -78,21 +86,24 @@ class Engine:
         shared = shared_prefix(compiled, LEAST_PREFIX)
         self._check_fits(compiled, shared)
         self.stats = Stats(shared=shared * (len(compiled) - 1))
-        longest = bucket(max(p.longest for p in compiled) - shared, self.limits[1:])
-        session = Session(
+        if self._unstacked is None:
+            self._unstacked = unstacked(self._params)
+        longest = bucket(max(p.longest for p in compiled) - shared, self.limits)
+        calls = Calls(
             config=self.config,
-            params=self.params,
+            params=self._unstacked,
             dtype=self.dtype,
-            tokenizer=self.tokenizer,
-            compiled=compiled,
-            shared=shared,
             prefix=self._read_prefix(compiled[0].prefix[:shared]) if shared else None,
             keys=self._keys(compiled, seed),
             stops=self._stops(compiled),
+            end_ids=self.tokenizer.end_ids,
             slots=self.slots,
             limits=tuple(limit for limit in self.limits if limit <= longest),
             stats=self.stats,
+            called=self._called,
         )
+        queue = [(i, compiled[i]) for i in running_order(compiled, shared, LEAST_FORK)]
+        session = Session(calls, self.tokenizer, queue, shared, self.stats)
         transcripts: list[Transcript | None] = [None] * len(scripts)
         for done, (place, transcript) in enumerate(session.finished(), start=1):
             transcripts[place] = transcript
@@ -138,17 +149,25 @@ class Engine:
         table, starts = stop_tables(sorted(sets), self._token_bytes or nothing)
         return jnp.asarray(table), starts
 
-    def _read_prefix(self, tokens: tuple[int, ...]) -> programs.Prefix:
+    def _read_prefix(self, tokens: tuple[int, ...]) -> Prefix:
         """Computes the shared prefix's keys and values, once, in chunks."""
         capacity = max(SHORTEST, 1 << (len(tokens) - 1).bit_length())
         cache = kv_cache.empty(self.config, 1, capacity, self.dtype)
         scratch = jnp.zeros((1, self.config.vocab_size), jnp.float32)
         for start in range(0, len(tokens), WIDTHS[-1]):
             chunk = tokens[start : start + WIDTHS[-1]]
-            cache, scratch = extend(
-                self.params, cache, scratch, None, [0], [start], [chunk], 1,
-                bucket(len(chunk), WIDTHS), limit=capacity if start else 0,
-                config=self.config, dtype=self.dtype,
-            )  # fmt: skip
+            size = bucket(len(chunk), SIZES)
+            cache, scratch = programs.extend(
+                self._unstacked,
+                cache,
+                scratch,
+                None,
+                *np.asarray([[0], [start], [len(chunk)]], np.int32),
+                padded(list(chunk), size, 0),
+                width=min(size, WIDTHS[-1]),
+                limit=capacity if start else 0,
+                config=self.config,
+                dtype=self.dtype,
+            )
         self.stats.read += len(tokens)
-        return programs.Prefix(cache, jnp.int32(len(tokens)))
+        return Prefix(cache, np.int32(len(tokens)))

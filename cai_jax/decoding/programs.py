@@ -1,8 +1,8 @@
-"""The engine's three jitted programs: read forced tokens, decode a burst, score options.
+"""The engine's jitted programs: read forced tokens, sample a burst, score options, copy slots.
 
 Each works on R of the cache's S slots, so that a few late slots do not cost what all of them do.
-Static are the model's shape, the compute dtype, buffer sizes and the length up to which slots are
-read; params, prefix, masks, limits and sampling settings are arguments.
+Static are the model's shape, the compute dtype and buffer sizes; params, prefix, masks, limits and
+sampling settings are arguments.
 """
 
 from __future__ import annotations
@@ -13,22 +13,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from cai_jax.decoding.sampling import sample
+from cai_jax.decoding.sampling import Rule, sample
 from cai_jax.decoding.schedule import END, LENGTH, STOP
 from cai_jax.decoding.stops import MATCHED
 from cai_jax.models import kv_cache
-from cai_jax.models.attention import Past
+from cai_jax.models.attention import Part, cached_attention
+from cai_jax.models.cached import Layout, Prefix, cached_part, forward, new_part, shared_part
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.kv_cache import KVCache
-from cai_jax.models.transformer import Params, Transformer, causal_mask, logits
-
-
-@flax.struct.dataclass
-class Prefix:
-    """What all slots read first. Attributes: cache [L, 1, K, P, C]; length int32[]."""
-
-    cache: KVCache
-    length: jax.Array
+from cai_jax.models.transformer import Params, logits
 
 
 @flax.struct.dataclass
@@ -42,8 +35,8 @@ class Draws:
       key: uint32[R, 2], the example's key.
       segment: int32, index of the segment, folded into the key.
       sampled: int32, tokens the segment already has, folded into the key.
-      limit: int32, max_new_tokens.
-      temperature, top_p: float32.
+      least, limit: int32, min_new_tokens and max_new_tokens.
+      rule: how to sample.
       stop_state: int32, state of the stop automaton.
     """
 
@@ -53,40 +46,16 @@ class Draws:
     key: jax.Array
     segment: jax.Array
     sampled: jax.Array
+    least: jax.Array
     limit: jax.Array
-    temperature: jax.Array
-    top_p: jax.Array
+    rule: Rule
     stop_state: jax.Array
 
 
-def _pick(cache: KVCache, slots: jax.Array, limit: int) -> KVCache:
-    """The first `limit` positions of distinct slots, copied out; all slots come in their order."""
-    if slots.shape[0] == cache.k.shape[1]:
-        return jax.tree.map(lambda x: x[:, :, :, :limit], cache)
-    return _gather(cache, slots, limit)
-
-
-def _gather(cache: KVCache, slots: jax.Array, limit: int) -> KVCache:
-    """The first `limit` positions of any slots in any order, repeated ones included."""
-    return jax.tree.map(lambda x: x[:, slots, :, :limit], cache)
-
-
-def _parts(own: KVCache, lengths: jax.Array, prefix: Prefix | None) -> tuple[Past, ...]:
-    """What rows attend to besides the new tokens."""
-    parts = ()
-    if prefix is not None:
-        parts += (kv_cache.shared_past(prefix.cache, prefix.length, lengths.shape[0]),)
-    if own.k.shape[3]:
-        parts += (kv_cache.past(own, lengths),)
-    return parts
-
-
-def _starts(lengths: jax.Array, prefix: Prefix | None) -> jax.Array:
-    return lengths if prefix is None else lengths + prefix.length
-
-
 @functools.partial(
-    jax.jit, static_argnames=("config", "dtype", "limit"), donate_argnames=("cache", "last_logits")
+    jax.jit,
+    static_argnames=("config", "dtype", "width", "limit"),
+    donate_argnames=("cache", "last_logits"),
 )
 def extend(
     params: Params,
@@ -95,47 +64,60 @@ def extend(
     prefix: Prefix | None,
     slots: jax.Array,
     lengths: jax.Array,
-    tokens: jax.Array,
     counts: jax.Array,
+    ids: jax.Array,
     *,
     config: ModelConfig,
     dtype: jnp.dtype,
+    width: int,
     limit: int,
 ) -> tuple[KVCache, jax.Array]:
     """Reads forced tokens into slots.
 
     Args:
-      cache: [L, S, K, P, C].
+      params: in the layout of `models.cached.unstacked`.
+      cache: of S slots.
       last_logits: float32[S, V], after each slot's newest token.
       prefix: shared by all rows, or None.
-      slots: int32[R]; S marks a row that is only padding.
+      slots: int32[R], distinct; S marks a row that is only padding.
       lengths: int32[R], tokens already in each slot.
-      tokens: int32[R, T], right-padded.
-      counts: int32[R], how many of them are real.
-      limit: static; no row's slot holds more than this.
+      counts: int32[R], how many each row reads; at most `width`.
+      ids: int32[N], the rows' tokens one after the other, then padding.
+      width: static; W.
+      limit: static; no row's slot holds more than this before.
 
     Returns:
       The cache and the logits, rows of `slots` brought up to date.
     """
-    offsets = jnp.arange(tokens.shape[1])
-    real = offsets < counts[:, None]
-    hidden, new = Transformer(config, dtype).apply(
-        {"params": _trunk(params)},
-        tokens,
-        _starts(lengths, prefix)[:, None] + offsets,
-        causal_mask(real.astype(jnp.int32)),
-        _parts(_pick(cache, slots, limit), lengths, prefix),
-    )
-    last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], 1)[:, 0]
+    ends = jnp.cumsum(counts)
+    number = jnp.arange(ids.shape[0])
+    rows = jnp.searchsorted(ends, number, side="right")
+    offsets = number - (ends - counts).at[rows].get(mode="clip")
+    places = lengths.at[rows].get(mode="clip") + offsets
+    layout = Layout.of(rows, offsets, slots.shape[0], width)
+    earlier = kv_cache.pick(cache, slots, limit)
+    stand = (jnp.arange(limit) < lengths[:, None])[:, None]
+    causal = jnp.tril(jnp.ones((width, width), bool))
+
+    def attend(layer, q, k, v):
+        parts = (
+            *shared_part(prefix, layer),
+            *cached_part(earlier, layer, stand),
+            new_part(layout.to_rows(k), layout.to_rows(v), causal),
+        )
+        return layout.to_list(cached_attention(layout.to_rows(q), parts)), (k, v)
+
+    hidden, new = forward(config, dtype, params, ids, places + _shared(prefix), attend)
+    last = hidden.at[jnp.maximum(ends - 1, 0)].get(mode="clip")
     last_logits = last_logits.at[slots].set(logits(params, last), mode="drop")
-    return kv_cache.write(cache, new, slots, lengths, counts), last_logits
+    to = slots.at[rows].get(mode="fill", fill_value=cache.slots)
+    return kv_cache.append(cache, KVCache.of_layers(new), to, places), last_logits
 
 
 @functools.partial(jax.jit, static_argnames=("limit",), donate_argnames=("cache",))
 def fork(cache: KVCache, sources: jax.Array, targets: jax.Array, *, limit: int) -> KVCache:
     """Copies the first `limit` positions of slots to other slots; int32[R] each, S drops a row."""
-    put = lambda x: x.at[:, targets, :, :limit].set(x[:, sources, :, :limit], mode="drop")  # noqa: E731
-    return jax.tree.map(put, cache)
+    return kv_cache.put(cache, targets, kv_cache.pick(cache, sources, limit))
 
 
 @functools.partial(
@@ -161,7 +143,7 @@ def decode(
     """Samples up to `steps` tokens a row; returns early once `enough` rows have finished.
 
     Args:
-      slots, lengths: int32[R], as in `extend`.
+      slots, lengths: int32[R], as in `extend`; all S slots come in their own order.
       draws: what and how to sample.
       stop_table: int16[N, V], the stop automaton.
       end_ids: int32[E], tokens that end a reply.
@@ -172,17 +154,17 @@ def decode(
       cache, tokens int32[R, steps], logprobs float32[R, steps], counts int32[R] of tokens drawn,
       stop_state int32[R], reason int32[R] (0 for rows that go on).
     """
-    module, trunk = Transformer(config, dtype), _trunk(params)
-    rows = jnp.arange(slots.shape[0])
+    rows, nothing = jnp.arange(slots.shape[0]), jnp.zeros_like(lengths)
     stop_table = stop_table.astype(jnp.int32)
+    keys = jax.random.wrap_key_data(draws.key)
+    keys = jax.vmap(jax.random.fold_in)(keys, draws.segment)
 
     def draw(logits_now, drawing, state):
         """Samples for `drawing` rows and notes which of them are finished."""
         tokens, logprobs, counts, stop_state, reason, pending = state
-        keys = jax.random.wrap_key_data(draws.key)
-        keys = jax.vmap(jax.random.fold_in)(keys, draws.segment)
-        keys = jax.vmap(jax.random.fold_in)(keys, draws.sampled + counts)
-        token, logprob = sample(logits_now, keys, draws.temperature, draws.top_p)
+        step_keys = jax.vmap(jax.random.fold_in)(keys, draws.sampled + counts)
+        early = draws.sampled + counts < draws.least
+        token, logprob = sample(logits_now, step_keys, draws.rule, end_ids, early)
         column = jnp.where(drawing, counts, steps)
         tokens = tokens.at[rows, column].set(token, mode="drop")
         logprobs = logprobs.at[rows, column].set(logprob, mode="drop")
@@ -194,34 +176,36 @@ def decode(
         reason = jnp.where(drawing, now, reason)
         return tokens, logprobs, counts, stop_state, reason, jnp.where(drawing, token, pending)
 
-    def forward(own, pending, counts, running):
-        """Reads each running row's pending token."""
+    def read(own, pending, counts, live):
+        """Reads each live row's pending token."""
         at = lengths + counts - draws.fresh
-        hidden, new = module.apply(
-            {"params": trunk},
-            pending[:, None],
-            _starts(at, prefix)[:, None],
-            jnp.ones((slots.shape[0], 1, 1), bool),
-            _parts(own, at, prefix),
-        )
-        own = kv_cache.write(own, new, rows, at, running.astype(jnp.int32))
-        return own, logits(params, hidden[:, 0])
+        places = jnp.where(live, at, limit)
+        mask = (jnp.arange(limit) <= at[:, None])[:, None]
 
-    def running(state):
+        def attend(layer, q, k, v):
+            # Written first and then read: the other way about, XLA copies the whole cache.
+            k, v = kv_cache.write((own.k[layer], own.v[layer]), (k, v), rows, places)
+            parts = (*shared_part(prefix, layer), Part(k, v, mask))
+            out = cached_attention(q.swapaxes(0, 1)[:, :, None], parts)
+            return out[:, :, 0].swapaxes(0, 1), (k, v)
+
+        hidden, after = forward(config, dtype, params, pending, at + _shared(prefix), attend)
+        return KVCache.of_layers(after), logits(params, hidden)
+
+    def going(state):
         return draws.active & (state[4] == 0)
 
     def going_on(carry):
         step, _, state = carry
-        live = running(state)
+        live = going(state)
         return (step < steps) & live.any() & ((draws.active & ~live).sum() < enough)
 
     def body(carry):
         step, own, state = carry
-        live = running(state)
-        own, now = forward(own, state[5], state[2], live)
+        live = going(state)
+        own, now = read(own, state[5], state[2], live)
         return step + 1, own, draw(now, live, state)
 
-    nothing = jnp.zeros((slots.shape[0],), jnp.int32)
     state = (
         jnp.zeros((slots.shape[0], steps), jnp.int32),
         jnp.zeros((slots.shape[0], steps), jnp.float32),
@@ -230,13 +214,13 @@ def decode(
         nothing,
         draws.pending,
     )
-    stored = last_logits.at[slots].get(mode="clip")
+    everything = slots.shape[0] == cache.slots
+    stored = last_logits if everything else last_logits.at[slots].get(mode="clip")
     state = draw(stored, draws.active & draws.fresh, state)
-    own = _pick(cache, slots, limit)
+    places = rows if everything else slots
+    own = kv_cache.pick(cache, places, limit)
     _, own, state = jax.lax.while_loop(going_on, body, (jnp.int32(1), own, state))
-
-    put = lambda old, new: old.at[:, slots, :, :limit].set(new, mode="drop")  # noqa: E731
-    return jax.tree.map(put, cache, own), *state[:5]
+    return kv_cache.put(cache, places, own), *state[:5]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "limit"))
@@ -247,42 +231,58 @@ def score(
     prefix: Prefix | None,
     slots: jax.Array,
     lengths: jax.Array,
-    tokens: jax.Array,
-    counts: jax.Array,
+    nodes: jax.Array | None,
+    depths: jax.Array | None,
+    sees: jax.Array | None,
+    after: jax.Array,
+    ids: jax.Array,
     *,
     config: ModelConfig,
     dtype: jnp.dtype,
     limit: int,
 ) -> jax.Array:
-    """Summed log-probability float32[R] of option tokens, one option a row, after a slot's context.
+    """Log-probabilities float32[R, E] of tokens of options, each after its context.
+
+    A row's options form a tree, so that what they have in common is read once, and all are read in
+    one pass behind the slot's cache, which is left as it was.
 
     Args:
-      slots, lengths: int32[R], each row's slot and how much of it is context; slots repeat.
-      tokens: int32[R, T], right-padded options.
-      counts: int32[R], their lengths.
+      slots, lengths: int32[R], distinct rows and how much of each is context.
+      nodes: int32[R, W], the tokens that another token follows, padded at will. This and the next
+        two are None where every option is one token.
+      depths: int32[R, W], how many tokens of its option stand before a node.
+      sees: bool[R, W, W], which of its row's nodes a node attends to; itself, always.
+      after: int32[R, E], what each token follows: -1 is the context, else a node.
+      ids: int32[R, E], the tokens, padded at will.
+      limit: static; holds each row's context.
     """
-    stored = last_logits.at[slots].get(mode="clip")
-    total = _chosen(stored, tokens[:, 0])
-    if tokens.shape[1] == 1:
-        return total
-    offsets = jnp.arange(tokens.shape[1] - 1)
-    real = offsets < counts[:, None] - 1
-    hidden, _ = Transformer(config, dtype).apply(
-        {"params": _trunk(params)},
-        tokens[:, :-1],
-        _starts(lengths, prefix)[:, None] + offsets,
-        causal_mask(real.astype(jnp.int32)),
-        _parts(_gather(cache, slots, limit), lengths, prefix),
-    )
-    later = _chosen(logits(params, hidden), tokens[:, 1:])
-    return total + jnp.where(real, later, 0.0).sum(-1)
+    scores = last_logits.at[slots].get(mode="clip")[:, None]
+    if nodes is not None:
+        earlier = kv_cache.pick(cache, slots, limit)
+        stand = (jnp.arange(limit) < lengths[:, None])[:, None]
+
+        def attend(layer, q, k, v):
+            q, k, v = map(in_rows, (q, k, v))
+            parts = (
+                *shared_part(prefix, layer),
+                *cached_part(earlier, layer, stand),
+                new_part(k, v, sees),
+            )
+            out = jnp.moveaxis(cached_attention(q, parts), 0, 2)
+            return out.reshape(nodes.size, *out.shape[2:]), None
+
+        def in_rows(x):
+            return jnp.moveaxis(x.reshape(*nodes.shape, *x.shape[1:]), 2, 0)
+
+        positions = lengths[:, None] + depths + _shared(prefix)
+        hidden, _ = forward(config, dtype, params, nodes.ravel(), positions.ravel(), attend)
+        after_nodes = logits(params, hidden).reshape(*nodes.shape, -1)
+        scores = jnp.concatenate([scores, after_nodes], 1)
+    total = jax.nn.logsumexp(scores, -1)
+    row = jnp.arange(slots.shape[0])[:, None]
+    return scores[row, after + 1, ids] - total[row, after + 1]
 
 
-def _chosen(scores: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Log-probabilities of `tokens` [...] under logits [..., V]."""
-    picked = jnp.take_along_axis(scores, tokens[..., None], -1)[..., 0]
-    return picked - jax.nn.logsumexp(scores, -1)
-
-
-def _trunk(params: Params) -> Params:
-    return {k: v for k, v in params.items() if k not in ("lm_head", "scalar_head")}
+def _shared(prefix: Prefix | None) -> jax.Array | int:
+    """How many tokens stand before a row's own."""
+    return 0 if prefix is None else prefix.length

@@ -2,46 +2,67 @@
 
 from __future__ import annotations
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 BLOCK = 256  # tokens that are drawn together, then told apart
 
 
+@flax.struct.dataclass
+class Rule:
+    """How each of R rows samples.
+
+    Attributes:
+      temperature: float32[R]; 0 takes the likeliest token.
+      top_p: float32[R]; keeps the likeliest tokens that together hold at least this mass.
+      top_k: int32[R]; keeps so many of the likeliest tokens, and those as likely as the last; 0
+        keeps all.
+    """
+
+    temperature: jax.Array
+    top_p: jax.Array
+    top_k: jax.Array
+
+
 def sample(
-    logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array
+    logits: jax.Array, keys: jax.Array, rule: Rule, end_ids: jax.Array, early: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Draws one token a row by inverse CDF.
 
     Args:
-      logits: float32[S, V].
-      keys: PRNG keys [S]; two uniform numbers are drawn from each.
-      temperature: float32[S]; 0 takes the likeliest token.
-      top_p: float32[S]; keeps the likeliest tokens that together hold at least this mass.
+      logits: float32[R, V].
+      keys: PRNG keys [R]; two uniform numbers are drawn from each.
+      rule: how to sample.
+      end_ids: int32[E].
+      early: bool[R], rows that must not draw an end token yet.
 
     Returns:
-      tokens int32[S], and their log-probabilities float32[S] in nats at the temperature (1 where
-      it is 0), before top-p.
+      tokens int32[R], and their log-probabilities float32[R] in nats at the temperature (1 where
+      it is 0), before anything is cut off.
     """
-    greedy = temperature <= 0
-    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
+    greedy = rule.temperature <= 0
+    scaled = logits / jnp.where(greedy, 1.0, rule.temperature)[:, None]
     maximum = scaled.max(-1, keepdims=True)
     weights = jnp.exp(scaled - maximum)  # unnormalised probabilities
     total = weights.sum(-1)
-    kept = jax.lax.cond(
-        jnp.any((top_p < 1) & ~greedy),
-        lambda w: jnp.where(w >= _nucleus_floor(w, total, top_p)[:, None], w, 0.0),
-        lambda w: w,
-        weights,
-    )
+
+    def cut(kept):
+        """Weights without those that a rule forbids."""
+        banned = jnp.where(early[:, None], end_ids, kept.shape[1])
+        kept = kept.at[jnp.arange(len(kept))[:, None], banned].set(0.0, mode="drop")
+        return jnp.where(kept >= _floor(kept, rule)[:, None], kept, 0.0)
+
+    cutting = jnp.any(((rule.top_p < 1) | (rule.top_k > 0)) & ~greedy) | jnp.any(early)
+    kept = jax.lax.cond(cutting, cut, lambda w: w, weights)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
-    tokens = jnp.where(greedy, jnp.argmax(logits, -1), _inverse_cdf(kept, uniform))
+    tokens = jnp.where(greedy, jnp.argmax(kept, -1), _inverse_cdf(kept, uniform))
     chosen = jnp.take_along_axis(scaled, tokens[:, None], 1)[:, 0]
     return tokens.astype(jnp.int32), chosen - maximum[:, 0] - jnp.log(total)
 
 
 def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """A token drawn in proportion to weights [S, V]: a block by uniform[:, 0], then within it.
+    """A token drawn in proportion to weights [R, V]: a block by uniform[:, 0], then within it.
 
     Much cheaper than a Gumbel for each token. A number of its own for each level, because rounding
     then moves BLOCK + V / BLOCK boundaries and not V: the same context in another batch shape
@@ -57,16 +78,18 @@ def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _first_past(parts: jax.Array, uniform: jax.Array) -> jax.Array:
-    """First index whose running sum passes `uniform` [S] of the whole; never one of zero weight."""
+    """First index whose running sum passes `uniform` [R] of the whole; never one of zero weight."""
     running = jnp.cumsum(parts, -1)
     passed = (running > uniform[:, None] * running[:, -1:]) & (parts > 0)
     last = parts.shape[-1] - 1 - jnp.argmax((parts > 0)[:, ::-1], -1)  # rounding passed them all
     return jnp.where(passed.any(-1), jnp.argmax(passed, -1), last)
 
 
-def _nucleus_floor(weights: jax.Array, total: jax.Array, top_p: jax.Array) -> jax.Array:
-    """The smallest weight that the nucleus keeps, float32[S]."""
+def _floor(weights: jax.Array, rule: Rule) -> jax.Array:
+    """The smallest weight that top-k and then top-p keep, float32[R]."""
     ordered = jnp.sort(weights, -1)[:, ::-1]
+    most = jnp.where(rule.top_k > 0, rule.top_k, weights.shape[1])
+    ordered = jnp.where(jnp.arange(weights.shape[1]) < most[:, None], ordered, 0.0)
     before = jnp.cumsum(ordered, -1) - ordered
-    kept = before < top_p[:, None] * total[:, None]  # the likeliest token always
-    return jnp.where(kept, ordered, jnp.inf).min(-1)
+    kept = before < rule.top_p[:, None] * ordered.sum(-1, keepdims=True)  # the likeliest always
+    return jnp.where(kept & (ordered > 0), ordered, jnp.inf).min(-1)

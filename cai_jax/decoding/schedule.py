@@ -80,6 +80,8 @@ def _check_sample(sample: Sample, script: str) -> None:
         "max_new_tokens": (sample.max_new_tokens, sample.max_new_tokens >= 1, "at least 1"),
         "temperature": (sample.temperature, 0 <= sample.temperature < math.inf, "0 or more"),
         "top_p": (sample.top_p, 0 < sample.top_p <= 1, "above 0 and at most 1"),
+        "top_k": (sample.top_k, sample.top_k >= 0, "0 or more"),
+        "min_new_tokens": (sample.min_new_tokens, sample.min_new_tokens >= 0, "0 or more"),
         "stop": (sample.stop, all(sample.stop), "made of strings that are not empty"),
     }
     for field, (value, fine, must) in wrong.items():
@@ -87,18 +89,6 @@ def _check_sample(sample: Sample, script: str) -> None:
             raise ScriptError(
                 f"script '{script}' has a Sample whose {field} is {value!r}; it must be {must}."
             )
-
-
-def shared_prefix(programs: list[Program], least: int) -> int:
-    """How many first tokens all programs share, at least one left to each; 0 if under `least`.
-
-    One program shares all its prefix with itself, so that a last Script alone needs no longer
-    slot than the same Script among others.
-    """
-    low, high = (pick(p.prefix for p in programs) for pick in (min, max))
-    limit = min(min(len(p.prefix) for p in programs) - 1, len(low), len(high))
-    length = next((i for i in range(limit) if low[i] != high[i]), limit)
-    return length if length >= least else 0
 
 
 class Slot:
@@ -239,14 +229,6 @@ def _character_start(data: bytes, at: int) -> int:
 def bucket(n: int, buckets: tuple[int, ...]) -> int:
     """The smallest bucket that holds n, or the largest."""
     return next((b for b in buckets if b >= n), buckets[-1])
-
-
-def common_length(a: list[int], b: list[int]) -> int:
-    """How many first tokens two lists share."""
-    end = min(len(a), len(b))
-    if a[:end] == b[:end]:
-        return end
-    return next(i for i in range(end) if a[i] != b[i])
 
 
 def read_limits(low: int, high: int) -> tuple[int, ...]:

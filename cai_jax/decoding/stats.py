@@ -1,4 +1,4 @@
-"""What a run of the engine did, in tokens."""
+"""What a run of the engine did, in tokens and seconds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ class Stats:
       read_padded: the same with the padding of the calls.
       shared: tokens not read because the run's common prefix is read once.
       forked: tokens not read because another slot held them.
+      scored: tokens of options whose log-probabilities were computed.
+      compiled: programs of a size that this engine had not called before.
+      read_seconds, sample_seconds, score_seconds: what each took, compilation included.
     """
 
     sampled: int = 0
@@ -24,8 +27,19 @@ class Stats:
     read_padded: int = 0
     shared: int = 0
     forked: int = 0
+    scored: int = 0
+    compiled: int = 0
+    read_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    score_seconds: float = 0.0
 
     @property
     def occupancy(self) -> float:
         """Share of the bursts' rows that drew a token."""
         return self.sampled / max(self.rows_computed, 1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Sampled tokens a second of the whole run."""
+        seconds = self.read_seconds + self.sample_seconds + self.score_seconds
+        return self.sampled / max(seconds, 1e-9)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cai_jax.models.attention import Past, attention_with_past, self_attention
+from cai_jax.models.attention import self_attention
 from cai_jax.models.config import ModelConfig
 
 
@@ -40,45 +40,46 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and gated MLP, each added to the residual stream."""
+    """Pre-norm attention and gated MLP, each added to the residual stream.
+
+    In two halves with attention between them, for what queries attend to differs between training
+    and decoding.
+    """
 
     config: ModelConfig
     dtype: jnp.dtype
 
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        past: tuple[Past, ...] | None,
-        cos: jax.Array,
-        sin: jax.Array,
-        mask: jax.Array,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Runs one layer.
-
-        Args:
-          x: [B, T, D].
-          past: this layer's earlier keys and values, or None when the sequence stands alone.
-          cos, sin: float32[B, T, 1, C/2].
-          mask: bool[B, T, T], query by key, over the new tokens.
-
-        Returns:
-          x [B, T, D], and the new tokens' (k, v) [B, T, K, C] when `past` is given.
-        """
+    def setup(self):
         config = self.config
-        dense = lambda name, features, axis=-1: nn.DenseGeneral(  # noqa: E731
-            features, axis=axis, use_bias=False, dtype=self.dtype, name=name
+        dense = lambda features, axis=-1: nn.DenseGeneral(  # noqa: E731
+            features, axis=axis, use_bias=False, dtype=self.dtype
         )
-        h = RMSNorm(config.norm_eps, self.dtype, name="attention_norm")(x)
-        q = rotate(dense("q", (config.heads, config.head_dim))(h), cos, sin)
-        k = rotate(dense("k", (config.kv_heads, config.head_dim))(h), cos, sin)
-        v = dense("v", (config.kv_heads, config.head_dim))(h)
-        if past is None:
-            attended = self_attention(q, k, v, mask)
-        else:
-            attended = attention_with_past(q, k, v, mask, past)
-        x = x + dense("o", config.embed, (-2, -1))(attended)
+        self.attention_norm = RMSNorm(config.norm_eps, self.dtype)
+        self.q = dense((config.heads, config.head_dim))
+        self.k = dense((config.kv_heads, config.head_dim))
+        self.v = dense((config.kv_heads, config.head_dim))
+        self.o = dense(config.embed, (-2, -1))
+        self.mlp_norm = RMSNorm(config.norm_eps, self.dtype)
+        self.gate = dense(config.mlp)
+        self.up = dense(config.mlp)
+        self.down = dense(config.embed)
 
-        h = RMSNorm(config.norm_eps, self.dtype, name="mlp_norm")(x)
-        h = nn.silu(dense("gate", config.mlp)(h)) * dense("up", config.mlp)(h)
-        return x + dense("down", config.embed)(h), None if past is None else (k, v)
+    def project(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B, T, D] and angles float32[B, T, 1, C/2] -> q [B, T, H, C], k and v [B, T, K, C]."""
+        h = self.attention_norm(x)
+        return rotate(self.q(h), cos, sin), rotate(self.k(h), cos, sin), self.v(h)
+
+    def combine(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The residual stream after attention [B, T, H, C] and the MLP, [B, T, D]."""
+        x = x + self.o(attended)
+        h = self.mlp_norm(x)
+        return x + self.down(nn.silu(self.gate(h)) * self.up(h))
+
+    def __call__(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, None]:
+        """One layer over whole sequences [B, T, D]; mask bool[B, T, T], query by key."""
+        attended = self_attention(*self.project(x, cos, sin), mask)
+        return self.combine(x, attended), None

@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cai_jax.models.attention import Past
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import Block, RMSNorm, rotary_angles
 
@@ -34,44 +33,35 @@ class Transformer(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array,
-        past: tuple[Past, ...] | None = None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    def __call__(self, tokens: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
         """Runs the stack.
 
         Args:
           tokens: int32[B, T].
           positions: int32[B, T].
-          mask: bool[B, T, T], query by key, over these tokens.
-          past: earlier keys and values with a leading L axis, or None.
+          mask: bool[B, T, T], query by key.
 
         Returns:
-          hidden [B, T, D] after the last norm, and the new (k, v) [L, B, T, K, C] if `past`.
+          hidden [B, T, D] after the last norm.
         """
         config = self.config
-        embed = nn.Embed(config.vocab_size, config.embed, dtype=self.dtype, name="embed")
-        x = embed(tokens)
+        x = nn.Embed(config.vocab_size, config.embed, dtype=self.dtype, name="embed")(tokens)
         cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
         if self.remat == "none":
             block = Block
         else:
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
-        layered = Past(k=0, v=0, mask=nn.broadcast)
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(past and tuple(layered for _ in past), *[nn.broadcast] * 3),
+            in_axes=nn.broadcast,
             length=config.layers,
         )(config, self.dtype, name="layers")
-        x, new = layers(x, past, cos, sin, mask)
+        x, _ = layers(x, cos, sin, mask)
         if self.is_initializing() and not config.tied_embeddings:
             nn.DenseGeneral(config.vocab_size, use_bias=False, name="lm_head")(x[:, :1])
-        return RMSNorm(config.norm_eps, self.dtype, name="final_norm")(x), new
+        return RMSNorm(config.norm_eps, self.dtype, name="final_norm")(x)
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
@@ -115,5 +105,4 @@ def hidden_states(
     """Hidden states [B, T, D] of whole sequences; no token sees another segment or padding."""
     module = Transformer(config, dtype, remat)
     trunk = {k: v for k, v in params.items() if k not in ("lm_head", "scalar_head")}
-    out, _ = module.apply({"params": trunk}, tokens, positions, causal_mask(segment_ids))
-    return out
+    return module.apply({"params": trunk}, tokens, positions, causal_mask(segment_ids))
