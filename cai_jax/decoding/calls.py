@@ -37,6 +37,10 @@ class Calls:
       slots: S.
       limits: lengths up to which slots may be read, ascending; the last is the cache's length.
       called: the sizes that were called before; added to.
+
+    Attributes:
+      slots: S.
+      row_counts: how many slots a call can take, ascending; the last is S.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Calls:
         self._static = {"config": config, "dtype": dtype}
         self._params, self._prefix, self._keys, self._stops = params, prefix, keys, stops
         self._limits, self._stats, self._called = limits, stats, called
-        self._row_counts = tuple(sorted({*(r for r in (1, 4, 16) if r < slots), slots}))
+        self.row_counts = tuple(sorted({1, *(-(-slots * n // 8) for n in (1, 2, 4, 6, 8))}))
         self._cache = kv_cache.empty(config, slots, limits[-1], dtype)
         self._logits = jnp.zeros((slots, config.vocab_size), jnp.float32)
         self._end_ids = np.asarray(end_ids, np.int32)
@@ -69,9 +73,9 @@ class Calls:
     def fork(self, pairs: list[tuple[int, int]], longest: int) -> None:
         """Copies the first `longest` positions of slots to slots, (from, to)."""
         limit = bucket(longest, self._limits)
-        for start in range(0, len(pairs), self._row_counts[-1]):
-            part = pairs[start : start + self._row_counts[-1]]
-            rows = bucket(len(part), self._row_counts)
+        for start in range(0, len(pairs), self.row_counts[-1]):
+            part = pairs[start : start + self.row_counts[-1]]
+            rows = bucket(len(part), self.row_counts)
             self._note("fork", rows, limit)
             self._cache = programs.fork(
                 self._cache,
@@ -121,7 +125,7 @@ class Calls:
         most = max(len(tree.nodes) for tree in trees.values())
         width = bucket(most, NODES) if most <= NODES[-1] else 1 << (most - 1).bit_length()
         edges = max(4, 1 << (max(len(t.edges) for t in trees.values()) - 1).bit_length())
-        rows = bucket(len(trees), tuple(r for r in self._row_counts if r * width <= SCORED) or (1,))
+        rows = bucket(len(trees), tuple(r for r in self.row_counts if r * width <= SCORED) or (1,))
         limit = self._limit(max(lengths.values())) if most else 0
         found: dict[int, list[float]] = {}
         for start in range(0, len(trees), rows):
@@ -155,7 +159,7 @@ class Calls:
           For each slot tokens, log-probabilities, state of the stop automaton, and why it is
           finished or 0.
         """
-        rows = bucket(len(drawing), self._row_counts)
+        rows = bucket(len(drawing), self.row_counts)
         order = list(range(self.slots)) if rows == self.slots else list(drawing)
         slots = [drawing.get(i) for i in order] + [None] * (rows - len(order))
         limit = bucket(

@@ -18,10 +18,18 @@ from cai_jax.decoding.schedule import END, LENGTH, STOP
 from cai_jax.decoding.stops import MATCHED
 from cai_jax.models import kv_cache
 from cai_jax.models.attention import Part, cached_attention
-from cai_jax.models.cached import Layout, Prefix, cached_part, forward, new_part, shared_part
+from cai_jax.models.cached import (
+    Layout,
+    Prefix,
+    cached_part,
+    forward,
+    logits,
+    new_part,
+    shared_part,
+)
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.kv_cache import KVCache
-from cai_jax.models.transformer import Params, logits
+from cai_jax.models.transformer import Params
 
 
 @flax.struct.dataclass
@@ -108,7 +116,7 @@ def extend(
         return layout.to_list(cached_attention(layout.to_rows(q), parts)), (k, v)
 
     hidden, new = forward(config, dtype, params, ids, places + _shared(prefix), attend)
-    last = hidden.at[jnp.maximum(ends - 1, 0)].get(mode="clip")
+    last = hidden.at[:, jnp.maximum(ends - 1, 0)].get(mode="clip")
     last_logits = last_logits.at[slots].set(logits(params, last), mode="drop")
     to = slots.at[rows].get(mode="fill", fill_value=cache.slots)
     return kv_cache.append(cache, KVCache.of_layers(new), to, places), last_logits

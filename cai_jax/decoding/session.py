@@ -150,6 +150,11 @@ class Session:
         if not drawing:
             return
         more = self._queue or any(s.segments_left > 1 for s in drawing.values())
-        drawn = self._calls.decode(drawing, max(1, len(drawing) // 8) if more else len(drawing))
+        if more:  # few enough that slots stand idle for a moment only, enough for a full call
+            enough = max(1, len(drawing) // 8)
+        else:  # so many that the rest fits a call of fewer rows
+            fewer = (rows for rows in self._calls.row_counts if rows < len(drawing))
+            enough = len(drawing) - max(fewer, default=0)
+        drawn = self._calls.decode(drawing, enough)
         for i, (tokens, logprobs, stop_state, reason) in drawn.items():
             drawing[i].drew(tokens, logprobs, stop_state, reason)

@@ -1,9 +1,11 @@
 """The transformer over new tokens that also attend to what stands in a cache.
 
 Tokens of many rows come in one flat list, so that products with weights, which are most of the
-work, meet no padding; only attention sees rows. Weights come layer by layer: a scan over a stack
-copies each layer's out of it before multiplying by them, at every token (a third of a decode step
-on CPU).
+work, meet no padding; only attention sees rows. Weights come layer by layer, for a scan over a
+stack copies each layer's out of it before multiplying by them, at every token. And they come as
+[outputs, inputs], to be multiplied by [inputs, tokens]: XLA packs the right side of a product
+anew each time, and that is then the small one. On CPU each of the two takes a third or more off a
+decode step.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 from cai_jax.models.attention import Part
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.kv_cache import KVCache
-from cai_jax.models.layers import Block, RMSNorm, rotary_angles
+from cai_jax.models.layers import rotary_angles
 from cai_jax.models.transformer import Params
 
 Kept = TypeVar("Kept")
@@ -71,11 +73,29 @@ class Layout:
 
 @jax.jit
 def unstacked(params: Params) -> Params:
-    """The layout that decoding reads: under "layers" a tuple of L trees instead of a stack."""
+    """The layout that decoding reads, a tree of:
+
+    embed [V, D], final_norm [D], head [V, D] (the same array as embed where they are tied), and
+    layers, a tuple of L dicts: attention_norm and mlp_norm [D], q [H, C, D], k and v [K, C, D],
+    o [D, H, C], gate and up [F, D], down [D, F].
+    """
     stack = params["layers"]
-    count = jax.tree.leaves(stack)[0].shape[0]
-    layers = tuple(jax.tree.map(lambda x, n=n: x[n], stack) for n in range(count))
-    return {**params, "layers": layers}
+    inputs = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}  # axes of the input
+
+    def layer(n: int) -> Params:
+        norms = {name: stack[name]["scale"][n] for name in ("attention_norm", "mlp_norm")}
+        kernels = {name: stack[name]["kernel"][n] for name in inputs}
+        axes = {name: tuple(range(inputs[name])) for name in inputs}
+        last = {name: tuple(range(-inputs[name], 0)) for name in inputs}
+        return norms | {k: jnp.moveaxis(w, axes[k], last[k]) for k, w in kernels.items()}
+
+    embedding = params["embed"]["embedding"]
+    return {
+        "embed": embedding,
+        "head": params["lm_head"]["kernel"].T if "lm_head" in params else embedding,
+        "final_norm": params["final_norm"]["scale"],
+        "layers": tuple(layer(n) for n in range(len(stack["attention_norm"]["scale"]))),
+    }
 
 
 def forward(
@@ -86,7 +106,7 @@ def forward(
     positions: jax.Array,
     attend: Callable[[int, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]],
 ) -> tuple[jax.Array, list[Kept]]:
-    """Runs the stack.
+    """Runs the stack: the same function as `transformer.Transformer`, over features by tokens.
 
     Args:
       params: in the layout of `unstacked`.
@@ -96,29 +116,63 @@ def forward(
         queries got [N, K, G, C] and something to keep.
 
     Returns:
-      hidden [N, D] after the last norm, and what each layer's `attend` wants kept.
+      hidden [D, N] after the last norm, and what each layer's `attend` wants kept.
     """
-    x = jnp.take(params["embed"]["embedding"], ids, axis=0).astype(dtype)[None]
-    cos, sin = rotary_angles(positions[None], config.head_dim, config.rope_theta)
-    groups, kept = (len(ids), config.kv_heads, -1, config.head_dim), []
+    x = jnp.take(params["embed"], ids, axis=0).astype(dtype).T
+    angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+    cos, sin = (angle[:, 0].T for angle in angles)
+    kept = []
     for number, layer in enumerate(params["layers"]):
         q, k, v = _project(config, dtype, layer, x, cos, sin)
-        attended, keep = attend(number, q.reshape(groups), k[0], v[0])
+        attended, keep = attend(number, q, k, v)
         kept.append(keep)
-        x = _combine(config, dtype, layer, x, attended.reshape(q.shape))
-    norm = RMSNorm(config.norm_eps, dtype)
-    return norm.apply({"params": params["final_norm"]}, x)[0], kept
+        x = _combine(config, dtype, layer, x, attended)
+    return _norm(x, params["final_norm"], config.norm_eps, dtype), kept
+
+
+def logits(params: Params, hidden: jax.Array) -> jax.Array:
+    """[D, N] -> float32[N, V]."""
+    head = params["head"].astype(hidden.dtype)
+    return jnp.dot(head, hidden, preferred_element_type=jnp.float32).T
 
 
 # Jitted, so that tracing goes through one layer and not through all of them.
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def _project(config, dtype, layer, x, cos, sin):
-    return Block(config, dtype).apply({"params": layer}, x, cos, sin, method="project")
+    """The residual stream [D, N] -> q [N, K, G, C], k and v [N, K, C]."""
+    h = _norm(x, layer["attention_norm"], config.norm_eps, dtype)
+    q, k, v = (_product(layer[name], h).reshape(-1, config.head_dim, len(h.T)) for name in "qkv")
+    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+    q = q.reshape(config.kv_heads, -1, *q.shape[1:])
+    return jnp.moveaxis(q, -1, 0), jnp.moveaxis(k, -1, 0), jnp.moveaxis(v, -1, 0)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def _combine(config, dtype, layer, x, attended):
-    return Block(config, dtype).apply({"params": layer}, x, attended, method="combine")
+    """The residual stream after attention [N, K, G, C] and the MLP, [D, N]."""
+    x = x + _product(layer["o"], attended.reshape(len(attended), -1).T)
+    h = _norm(x, layer["mlp_norm"], config.norm_eps, dtype)
+    gated = jax.nn.silu(_product(layer["gate"], h)) * _product(layer["up"], h)
+    return x + _product(layer["down"], gated)
+
+
+def _product(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """Weights of any axes by x [D, N], as [outputs, N]; D is what the weights' last axes hold."""
+    return weights.astype(x.dtype).reshape(-1, len(x)) @ x
+
+
+def _norm(x: jax.Array, scale: jax.Array, eps: float, dtype: jnp.dtype) -> jax.Array:
+    """`layers.RMSNorm` over the first axis of [D, N]."""
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), 0) + eps)
+    return (x * scale.astype(jnp.float32)[:, None]).astype(dtype)
+
+
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """`layers.rotate` of [heads, C, N] by [C/2, N]."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], 1)
+    return rotated.astype(x.dtype)
 
 
 def shared_part(prefix: Prefix | None, layer: int) -> tuple[Part, ...]:

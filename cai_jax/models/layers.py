@@ -42,44 +42,33 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 class Block(nn.Module):
     """Pre-norm attention and gated MLP, each added to the residual stream.
 
-    In two halves with attention between them, for what queries attend to differs between training
-    and decoding.
+    `models.cached` has the same function for decoding, in the layout that is fast there.
     """
 
     config: ModelConfig
     dtype: jnp.dtype
 
-    def setup(self):
-        config = self.config
-        dense = lambda features, axis=-1: nn.DenseGeneral(  # noqa: E731
-            features, axis=axis, use_bias=False, dtype=self.dtype
-        )
-        self.attention_norm = RMSNorm(config.norm_eps, self.dtype)
-        self.q = dense((config.heads, config.head_dim))
-        self.k = dense((config.kv_heads, config.head_dim))
-        self.v = dense((config.kv_heads, config.head_dim))
-        self.o = dense(config.embed, (-2, -1))
-        self.mlp_norm = RMSNorm(config.norm_eps, self.dtype)
-        self.gate = dense(config.mlp)
-        self.up = dense(config.mlp)
-        self.down = dense(config.embed)
-
-    def project(
-        self, x: jax.Array, cos: jax.Array, sin: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[B, T, D] and angles float32[B, T, 1, C/2] -> q [B, T, H, C], k and v [B, T, K, C]."""
-        h = self.attention_norm(x)
-        return rotate(self.q(h), cos, sin), rotate(self.k(h), cos, sin), self.v(h)
-
-    def combine(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """The residual stream after attention [B, T, H, C] and the MLP, [B, T, D]."""
-        x = x + self.o(attended)
-        h = self.mlp_norm(x)
-        return x + self.down(nn.silu(self.gate(h)) * self.up(h))
-
+    @nn.compact
     def __call__(
         self, x: jax.Array, cos: jax.Array, sin: jax.Array, mask: jax.Array
     ) -> tuple[jax.Array, None]:
-        """One layer over whole sequences [B, T, D]; mask bool[B, T, T], query by key."""
-        attended = self_attention(*self.project(x, cos, sin), mask)
-        return self.combine(x, attended), None
+        """One layer.
+
+        Args:
+          x: [B, T, D], the residual stream.
+          cos, sin: float32[B, T, 1, C/2], from `rotary_angles`.
+          mask: bool[B, T, T], query by key.
+        """
+        config = self.config
+
+        def dense(features: int | tuple[int, int], name: str, axis: int | tuple = -1):
+            return nn.DenseGeneral(features, axis=axis, use_bias=False, dtype=self.dtype, name=name)
+
+        h = RMSNorm(config.norm_eps, self.dtype, name="attention_norm")(x)
+        q = rotate(dense((config.heads, config.head_dim), "q")(h), cos, sin)
+        k = rotate(dense((config.kv_heads, config.head_dim), "k")(h), cos, sin)
+        v = dense((config.kv_heads, config.head_dim), "v")(h)
+        x = x + dense(config.embed, "o", (-2, -1))(self_attention(q, k, v, mask))
+        h = RMSNorm(config.norm_eps, self.dtype, name="mlp_norm")(x)
+        gated = nn.silu(dense(config.mlp, "gate")(h)) * dense(config.mlp, "up")(h)
+        return x + dense(config.embed, "down")(gated), None
