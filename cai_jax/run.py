@@ -101,7 +101,8 @@ class Run:
     def engine(self, params: Params | None = None, model: Model | None = None) -> Engine:
         """An engine of the configured size for the initial model's shape, or another model."""
         size = self.settings.engine
-        engine = Engine(model or self.initial, size.slots, size.max_length)
+        memory = int(size.memory_gb * 1e9) or None
+        engine = Engine(model or self.initial, size.slots, size.max_length, memory)
         if params is not None:
             engine.params = params
         return engine
@@ -165,7 +166,7 @@ class Run:
             "revise": lambda: {
                 **common,
                 "revise": dataclasses.asdict(s.revise),
-                "engine": dataclasses.asdict(s.engine),
+                "engine": {"slots": s.engine.slots, "max_length": s.engine.max_length},
                 "model": self.initial.fingerprint,
                 "prompts": digest([texts["red_team"], texts["helpful"]]),
             },

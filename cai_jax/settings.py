@@ -45,10 +45,12 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class EngineSize:
-    """Attributes: slots, Scripts in progress; max_length, tokens of one."""
+    """Attributes: slots, Scripts in progress; max_length, tokens of one; memory_gb, what the cache
+    and the logits may take on a device, 0 for most of what is free."""
 
     slots: int
     max_length: int
+    memory_gb: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,8 @@ _RANGES = (
         (1, math.inf),
     ),
     (
-        """prompts.red_team_limit prompts.helpful_limit prompts.held_out_red_team_limit
+        """engine.memory_gb
+        prompts.red_team_limit prompts.helpful_limit prompts.held_out_red_team_limit
         prompts.held_out_helpful_limit prompts.helpful_comparisons_limit prompts.label_pairs_limit
         revise.few_shots revise.temperature compare.few_shots compare.temperature
         compare.chain_temperature preference_model.ai_weight preference_model.human_weight

@@ -52,8 +52,9 @@ def get_config() -> ConfigDict:
     )
 
     # The decoding engine: Scripts in progress at a time, and the longest context of one, in tokens,
-    # a prefix that all Scripts share left out.
-    config.engine = ConfigDict({"slots": 32, "max_length": 1024})
+    # a prefix that all Scripts share left out. Fewer run at a time where memory_gb, what their
+    # cache may take on a device, holds fewer; 0 stands for most of what is free.
+    config.engine = ConfigDict({"slots": 32, "max_length": 1024, "memory_gb": 0.0})
 
     # Mesh of devices; -1 takes what is left.
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})

@@ -12,6 +12,7 @@ from fakes import PiecesTokenizer, tiny_model
 
 from cai_jax.decoding import Engine, calls, programs, session
 from cai_jax.decoding import engine as engine_module
+from cai_jax.decoding.memory import slot_bytes
 from cai_jax.decoding.schedule import ScriptError
 from cai_jax.models import transformer
 from cai_jax.models.scoring import jit_reply_logprobs
@@ -435,6 +436,54 @@ def test_what_cannot_run_is_refused_before_anything_runs(engine, model):
         engine.run([fine, Script((Force("a"), Choose(())), "none")])
 
 
+def test_one_script_that_is_too_long_does_not_keep_the_others_from_running(engine, model):
+    scripts = random_scripts(5, seed=6)
+    long = [Script((Force("a"), Sample(n)), f"long {n}") for n in (200, 5000)]
+    errors = []
+    answers = engine.run([long[0], *scripts, long[1]], seed=1, refused=errors.append)
+    assert answers[0] is None and answers[-1] is None
+    assert_same(answers[1:-1], engine.run(scripts, seed=1))
+    assert [str(e).split("; ")[0] for e in errors] == [
+        "script 'long 200' can need 202 tokens, the engine's max_length is 128",
+        f"script 'long 5000' can need 5002 tokens, the model's context is {model.config.context}",
+    ]
+    assert engine.run(long, refused=errors.append) == [None, None]
+
+
+def test_slots_are_as_many_as_memory_holds(model):
+    scripts = random_scripts(9, seed=7)
+    whole = Engine(model, slots=4, max_length=128)
+    expected = whole.run(scripts)
+    each = slot_bytes(model.config, whole.dtype, 128)
+    tight = Engine(model, slots=4, max_length=128, memory_bytes=int(2.5 * each))
+    assert_same(tight.run(scripts), expected)
+    assert (whole.stats.slots, tight.stats.slots) == (4, 2)
+    tight.memory_bytes = each // 2
+    with pytest.raises(ScriptError, match=r"a slot of 128 tokens takes .* GB and .*; lower max_"):
+        tight.run(scripts)
+
+
+def test_an_end_token_does_not_come_before_min_new_tokens(engine, model):
+    sample = Sample(40, ("☃",), min_new_tokens=25)
+    scripts = [Script((Force(f"{i}"), sample), f"{i}") for i in range(24)]
+    free = [Script((Force(f"{i}"), Sample(40, ("☃",))), f"{i}") for i in range(24)]
+    lengths, before = (
+        [len(t.segments[1].tokens) for t in engine.run(some)] for some in (scripts, free)
+    )
+    assert min(lengths) > 25 and min(before) < 25
+    assert len(set(lengths)) > 1  # and later it does end
+
+
+def test_top_k_keeps_the_likeliest(engine, model):
+    scripts = [Script((Force(f"{i}"), Sample(20, ("☃",), top_k=2)), f"{i}") for i in range(8)]
+    for script, answer in zip(scripts, engine.run(scripts), strict=True):
+        prompt = [model.tokenizer.bos_id, *model.tokenizer.encode(script.segments[0].text)]
+        tokens = list(answer.segments[1].tokens)
+        logits = forward(model, prompt + tokens)[len(prompt) - 1 : -1]
+        second = np.sort(logits, -1)[:, -2]
+        assert (logits[np.arange(len(tokens)), tokens] >= second - 1e-4).all()
+
+
 def test_a_script_may_fill_a_slot_to_its_last_token(engine, model):
     text = "b" * 3
     script = Script(
@@ -470,4 +519,5 @@ def test_other_data_of_the_same_sizes_compiles_nothing(engine):
     before = [f._cache_size() for f in jitted]
     for seed in (2, 3, 4):
         engine.run(scripts(seed), seed=seed)
+        assert engine.stats.compiled == 0
     assert [f._cache_size() for f in jitted] == before

@@ -11,6 +11,7 @@ import numpy as np
 from cai_jax import rng
 from cai_jax.decoding import programs
 from cai_jax.decoding.calls import SIZES, WIDTHS, Calls, padded
+from cai_jax.decoding.memory import SHARE, free_bytes, slot_bytes, slots_that_fit
 from cai_jax.decoding.schedule import Program, ScriptError, bucket, compile_script, read_limits
 from cai_jax.decoding.session import LEAST_FORK, Session
 from cai_jax.decoding.sharing import running_order, shared_prefix
@@ -32,17 +33,21 @@ class Engine:
       stats: counts of the latest run.
     """
 
-    def __init__(self, model, slots: int = 32, max_length: int = 1024):
+    def __init__(
+        self, model, slots: int = 32, max_length: int = 1024, memory_bytes: int | None = None
+    ):
         """Sets sizes; the cache is made when a run starts.
 
         Args:
           model: config, params, tokenizer.
-          slots: Scripts in progress at a time.
+          slots: Scripts in progress at a time, or as many as memory holds if those are fewer.
           max_length: the longest context of a slot, in tokens, a shared prefix left out.
+          memory_bytes: what the cache and the logits may take on a device; by default most of what
+            is free when a run starts.
         """
         self.config, self.tokenizer = model.config, model.tokenizer
         self.params = model.params
-        self.slots, self.max_length = slots, max_length
+        self.slots, self.max_length, self.memory_bytes = slots, max_length, memory_bytes
         self.dtype = jax.tree.leaves(model.params)[0].dtype
         self.limits = read_limits(min(SHORTEST, max_length), max_length)
         self.stats = Stats()
@@ -65,7 +70,8 @@ class Engine:
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
         on_finish: Callable[[Transcript], None] | None = None,
-    ) -> list[Transcript]:
+        refused: Callable[[ScriptError], None] | None = None,
+    ) -> list[Transcript | None]:
         """Runs every Script and returns Transcripts in the same order.
 
         A sample depends on (seed, script id, segment, token index) and the context alone.
@@ -76,41 +82,47 @@ class Engine:
           progress: called with (finished, total) as Scripts finish.
           on_finish: called with each Transcript as soon as it is whole, while others still run;
             what it was given is kept if the run is then cancelled by an exception.
+          refused: called before anything runs with an error, by id and length, for each Script
+            that cannot fit; the others run, and None is returned in its place. Without it the
+            first such error is raised.
 
         Raises:
-          ScriptError: ids that repeat, or a Script that cannot fit; before anything runs.
+          ScriptError: ids that repeat, a Script that makes no sense, or one that cannot fit and
+            no `refused`; not one slot fits the memory. All before anything runs.
         """
-        if not scripts:
-            return []
+        transcripts: list[Transcript | None] = [None] * len(scripts)
         compiled = self._compile(scripts)
-        shared = shared_prefix(compiled, LEAST_PREFIX)
-        self._check_fits(compiled, shared)
-        self.stats = Stats(shared=shared * (len(compiled) - 1))
+        fitting, shared = self._fitting(compiled, refused)
+        if not fitting:
+            return transcripts
         if self._unstacked is None:
             self._unstacked = unstacked(self._params)
-        longest = bucket(max(p.longest for p in compiled) - shared, self.limits)
+        running = [compiled[place] for place in fitting]
+        longest = bucket(max(p.longest for p in running) - shared, self.limits)
+        slots = self._slots(longest)
+        self.stats = Stats(slots=slots, shared=shared * (len(running) - 1))
         calls = Calls(
             config=self.config,
             params=self._unstacked,
             dtype=self.dtype,
-            prefix=self._read_prefix(compiled[0].prefix[:shared]) if shared else None,
+            prefix=self._read_prefix(running[0].prefix[:shared]) if shared else None,
             keys=self._keys(compiled, seed),
             stops=self._stops(compiled),
             end_ids=self.tokenizer.end_ids,
-            slots=self.slots,
+            slots=slots,
             limits=tuple(limit for limit in self.limits if limit <= longest),
             stats=self.stats,
             called=self._called,
         )
-        queue = [(i, compiled[i]) for i in running_order(compiled, shared, LEAST_FORK)]
+        order = running_order(running, shared, LEAST_FORK)
+        queue = [(fitting[i], running[i]) for i in order]
         session = Session(calls, self.tokenizer, queue, shared, self.stats)
-        transcripts: list[Transcript | None] = [None] * len(scripts)
         for done, (place, transcript) in enumerate(session.finished(), start=1):
             transcripts[place] = transcript
             if on_finish:
                 on_finish(transcript)
             if progress:
-                progress(done, len(scripts))
+                progress(done, len(running))
         return transcripts
 
     def _compile(self, scripts: list[Script]) -> list[Program]:
@@ -121,18 +133,41 @@ class Engine:
             seen.add(script.id)
         return [compile_script(script, self.tokenizer) for script in scripts]
 
-    def _check_fits(self, compiled: list[Program], shared: int) -> None:
-        for program in compiled:
-            if program.longest > self.config.context:
-                limit, of = self.config.context, "the model's context"
-            elif program.longest - shared > self.max_length:
-                limit, of = self.max_length + shared, "the engine's max_length"
-            else:
-                continue
+    def _fitting(
+        self, compiled: list[Program], refused: Callable[[ScriptError], None] | None
+    ) -> tuple[list[int], int]:
+        """Places of the Scripts that can run, and how many first tokens those share."""
+        most = self.config.context
+        places = [i for i, p in enumerate(compiled) if p.longest <= most]
+        errors = {
+            i: _too_long(p, most, "the model's context")
+            for i, p in enumerate(compiled)
+            if p.longest > most
+        }
+        shared = shared_prefix([compiled[i] for i in places], LEAST_PREFIX) if places else 0
+        for i in places:
+            if compiled[i].longest - shared > self.max_length:
+                most = self.max_length + shared
+                errors[i] = _too_long(compiled[i], most, "the engine's max_length")
+        for i in sorted(errors):
+            if refused is None:
+                raise errors[i]
+            refused(errors[i])
+        return [i for i in places if i not in errors], shared
+
+    def _slots(self, length: int) -> int:
+        """How many slots of `length` tokens to run with."""
+        available = self.memory_bytes
+        if available is None and (free := free_bytes()) is not None:
+            available = int(SHARE * free)
+        each = slot_bytes(self.config, self.dtype, length)
+        slots = slots_that_fit(self.slots, each, available)
+        if not slots:
             raise ScriptError(
-                f"script '{program.script.id}' can need {program.longest} tokens, {of} is "
-                f"{limit}; shorten the prompt or lower max_new_tokens."
+                f"a slot of {length} tokens takes {each / 1e9:.3g} GB and {available / 1e9:.3g} GB "
+                "may be used; lower max_length or raise memory_bytes."
             )
+        return slots
 
     def _keys(self, compiled: list[Program], seed: int) -> np.ndarray:
         keys = rng.example_keys(seed, "decode", [p.script.id for p in compiled])
@@ -171,3 +206,10 @@ class Engine:
             )
         self.stats.read += len(tokens)
         return Prefix(cache, np.int32(len(tokens)))
+
+
+def _too_long(program: Program, limit: int, of: str) -> ScriptError:
+    return ScriptError(
+        f"script '{program.script.id}' can need {program.longest} tokens, {of} is "
+        f"{limit}; shorten the prompt or lower max_new_tokens."
+    )

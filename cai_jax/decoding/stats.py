@@ -10,6 +10,7 @@ class Stats:
     """Counts of one run.
 
     Attributes:
+      slots: Scripts in progress at a time.
       sampled: tokens drawn.
       rows_computed: tokens that the bursts had room for; the rest fell to idle rows.
       read: forced tokens whose keys and values were computed.
@@ -21,6 +22,7 @@ class Stats:
       read_seconds, sample_seconds, score_seconds: what each took, compilation included.
     """
 
+    slots: int = 0
     sampled: int = 0
     rows_computed: int = 0
     read: int = 0

@@ -226,6 +226,7 @@ def train_ppo(
             max_new_tokens=settings.response_tokens,
             temperature=settings.temperature,
         )
+        engine.params = None  # lets go of its own layout of the weights while these train
         replies = [reply for (reply,) in replies]
         rollout = make_rollout(
             config,
