@@ -21,6 +21,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 DEFAULT_RULES: Rules = (
     ("batch", ("data", "fsdp")),
     ("slots", ("data", "fsdp")),
+    ("rows", ("data", "fsdp", "tensor")),
     ("embed", "fsdp"),
     ("mlp", "tensor"),
     ("heads", "tensor"),
@@ -146,6 +147,35 @@ def param_shardings(params: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
 
     jax.tree_util.tree_map_with_path(check, params, tree)
     return tree
+
+
+def mesh_of(tree: PyTree) -> Mesh | None:
+    """The mesh of more than one device that arrays are laid out on, if they are on one."""
+    found = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    return found.mesh if isinstance(found, NamedSharding) and found.mesh.size > 1 else None
+
+
+def fitted(mesh: Mesh | None, shape: tuple[int, ...], *names: str | None) -> NamedSharding | None:
+    """The sharding of an array by names of its first axes, over what divides them.
+
+    Of the mesh axes of a name, the last are left out until the rest divide the array's axis, so
+    that any size fits. None without a mesh, which stands for the default device.
+    """
+    if mesh is None:
+        return None
+    parts = []
+    for size, over in zip(shape, spec(names, DEFAULT_RULES), strict=False):
+        over = (over,) if isinstance(over, str) else over or ()
+        over = [name for name in over if mesh.shape[name] > 1]
+        while size % math.prod(mesh.shape[name] for name in over):
+            over.pop()
+        parts.append(tuple(over) if len(over) > 1 else over[0] if over else None)
+    return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, *names: str | None) -> jax.Array:
+    """In jitted code, lays an array out as `fitted` says; without names, whole on every device."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, fitted(mesh, x.shape, *names))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

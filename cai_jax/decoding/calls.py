@@ -11,9 +11,10 @@ import numpy as np
 
 from cai_jax.decoding import programs
 from cai_jax.decoding.options import OptionTree, edge_arrays, node_arrays
-from cai_jax.decoding.sampling import Rule
+from cai_jax.decoding.sampling import Draws, Rule
 from cai_jax.decoding.schedule import Slot, bucket
 from cai_jax.decoding.stats import Stats
+from cai_jax.mesh import mesh_of
 from cai_jax.models import kv_cache
 from cai_jax.models.cached import Prefix
 from cai_jax.models.config import ModelConfig
@@ -58,12 +59,14 @@ class Calls:
         called: set[tuple],
     ):
         self.slots = slots
-        self._static = {"config": config, "dtype": dtype}
+        self._mesh = mesh = mesh_of(params)
+        self._static = {"config": config, "dtype": dtype, "mesh": mesh}
         self._params, self._prefix, self._keys, self._stops = params, prefix, keys, stops
         self._limits, self._stats, self._called = limits, stats, called
-        self.row_counts = tuple(sorted({1, *(-(-slots * n // 8) for n in (1, 2, 4, 6, 8))}))
-        self._cache = kv_cache.empty(config, slots, limits[-1], dtype)
-        self._logits = jnp.zeros((slots, config.vocab_size), jnp.float32)
+        eighths = (0, 1, 2, 4, 6, 8) if mesh is None else (8,)  # on a mesh fewer are no faster
+        self.row_counts = tuple(sorted({max(1, slots * n // 8) for n in eighths}))
+        self._cache = kv_cache.empty(config, slots, limits[-1], dtype, mesh)
+        self._logits = programs.no_logits(config, slots, mesh)
         self._end_ids = np.asarray(end_ids, np.int32)
 
     def wait(self) -> None:
@@ -82,6 +85,7 @@ class Calls:
                 padded([source for source, _ in part], rows, 0),
                 padded([target for _, target in part], rows, self.slots),
                 limit=limit,
+                mesh=self._mesh,
             )
 
     def extend(self, feeds: dict[int, list[int]], lengths: dict[int, int]) -> dict[int, int]:
@@ -199,7 +203,7 @@ class Calls:
         """The static bound of what slots hold; 0 where they hold nothing."""
         return bucket(length, self._limits) if length else 0
 
-    def _draws(self, slots: list[Slot | None]) -> programs.Draws:
+    def _draws(self, slots: list[Slot | None]) -> Draws:
         """The burst's rows as arrays; rows without a slot are inactive."""
 
         def column(of, otherwise, dtype):
@@ -207,7 +211,7 @@ class Calls:
 
         starts = self._stops[1]
         sample = lambda field: lambda s: getattr(s.segment, field)  # noqa: E731
-        return programs.Draws(
+        return Draws(
             active=column(lambda s: True, False, bool),
             fresh=column(lambda s: not s.sampled, False, bool),
             pending=column(lambda s: s.sampled[-1] if s.sampled else 0, 0, np.int32),

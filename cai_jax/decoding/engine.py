@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cai_jax import rng
@@ -17,6 +17,7 @@ from cai_jax.decoding.session import LEAST_FORK, Session
 from cai_jax.decoding.sharing import running_order, shared_prefix
 from cai_jax.decoding.stats import Stats
 from cai_jax.decoding.stops import stop_tables
+from cai_jax.mesh import fitted, mesh_of
 from cai_jax.models import kv_cache
 from cai_jax.models.cached import Prefix, unstacked
 from cai_jax.models.transformer import Params
@@ -161,7 +162,10 @@ class Engine:
         if available is None and (free := free_bytes()) is not None:
             available = int(SHARE * free)
         each = slot_bytes(self.config, self.dtype, length)
-        slots = slots_that_fit(self.slots, each, available)
+        shape = self.config.kv_heads, self.slots
+        layout = fitted(mesh_of(self._unstacked), shape, *kv_cache.AXES)
+        devices = 1 if layout is None else math.prod(shape) // math.prod(layout.shard_shape(shape))
+        slots = slots_that_fit(self.slots, each, available, devices)
         if not slots:
             raise ScriptError(
                 f"a slot of {length} tokens takes {each / 1e9:.3g} GB and {available / 1e9:.3g} GB "
@@ -182,13 +186,15 @@ class Engine:
             self._token_bytes = [self.tokenizer.token_bytes(i) if i < known else b"" for i in ids]
         nothing = [b""] * self.config.vocab_size
         table, starts = stop_tables(sorted(sets), self._token_bytes or nothing)
-        return jnp.asarray(table), starts
+        mesh = mesh_of(self._unstacked)
+        return jax.device_put(table, fitted(mesh, table.shape)), starts
 
     def _read_prefix(self, tokens: tuple[int, ...]) -> Prefix:
         """Computes the shared prefix's keys and values, once, in chunks."""
         capacity = max(SHORTEST, 1 << (len(tokens) - 1).bit_length())
-        cache = kv_cache.empty(self.config, 1, capacity, self.dtype)
-        scratch = jnp.zeros((1, self.config.vocab_size), jnp.float32)
+        mesh = mesh_of(self._unstacked)
+        cache = kv_cache.empty(self.config, 1, capacity, self.dtype, mesh)
+        scratch = programs.no_logits(self.config, 1, mesh)
         for start in range(0, len(tokens), WIDTHS[-1]):
             chunk = tokens[start : start + WIDTHS[-1]]
             size = bucket(len(chunk), SIZES)
@@ -203,6 +209,7 @@ class Engine:
                 limit=capacity if start else 0,
                 config=self.config,
                 dtype=self.dtype,
+                mesh=mesh,
             )
         self.stats.read += len(tokens)
         return Prefix(cache, np.int32(len(tokens)))

@@ -42,8 +42,8 @@ def slots_that_fit(wanted: int, each: int, available: int | None, devices: int =
     """At most `wanted` slots of `each` bytes, in `available` bytes of each of several devices.
 
     Returns:
-      Slots; 0 where not one fits.
+      Slots, fewer than wanted only in multiples of the devices; 0 where not one fits.
     """
-    if available is None:
+    if available is None or wanted * each <= available * devices:
         return wanted
-    return min(wanted, int(available * devices) // each)
+    return available // each * devices

@@ -1,21 +1,23 @@
 """The engine's jitted programs: read forced tokens, sample a burst, score options, copy slots.
 
 Each works on R of the cache's S slots, so that a few late slots do not cost what all of them do.
-Static are the model's shape, the compute dtype and buffer sizes; params, prefix, masks, limits and
-sampling settings are arguments.
+Static are the model's shape, the compute dtype, the mesh and buffer sizes; params, prefix, masks,
+limits and sampling settings are arguments. On a mesh slots are split over data and fsdp and heads
+over tensor; what the host reads comes whole to every device.
 """
 
 from __future__ import annotations
 
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from cai_jax.decoding.sampling import Rule, sample
+from cai_jax.decoding.sampling import Draws, sample
 from cai_jax.decoding.schedule import END, LENGTH, STOP
 from cai_jax.decoding.stops import MATCHED
+from cai_jax.mesh import constrain, fitted
 from cai_jax.models import kv_cache
 from cai_jax.models.attention import Part, cached_attention
 from cai_jax.models.cached import (
@@ -31,38 +33,18 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.kv_cache import KVCache
 from cai_jax.models.transformer import Params
 
+LOGITS = ("slots", "vocab")  # names of the axes of the logits that are kept
 
-@flax.struct.dataclass
-class Draws:
-    """The sampling rows of a burst, all [R].
 
-    Attributes:
-      active: bool, rows that sample; the others are carried along unchanged.
-      fresh: bool, rows whose first token comes from the stored logits.
-      pending: int32, the newest token of a row that is not fresh; not yet read.
-      key: uint32[R, 2], the example's key.
-      segment: int32, index of the segment, folded into the key.
-      sampled: int32, tokens the segment already has, folded into the key.
-      least, limit: int32, min_new_tokens and max_new_tokens.
-      rule: how to sample.
-      stop_state: int32, state of the stop automaton.
-    """
-
-    active: jax.Array
-    fresh: jax.Array
-    pending: jax.Array
-    key: jax.Array
-    segment: jax.Array
-    sampled: jax.Array
-    least: jax.Array
-    limit: jax.Array
-    rule: Rule
-    stop_state: jax.Array
+def no_logits(config: ModelConfig, slots: int, mesh: Mesh | None) -> jax.Array:
+    """What `extend` keeps logits in: zeros float32[S, V]."""
+    shape = (slots, config.vocab_size)
+    return jnp.zeros(shape, jnp.float32, device=fitted(mesh, shape, *LOGITS))
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "dtype", "width", "limit"),
+    static_argnames=("config", "dtype", "mesh", "width", "limit"),
     donate_argnames=("cache", "last_logits"),
 )
 def extend(
@@ -77,6 +59,7 @@ def extend(
     *,
     config: ModelConfig,
     dtype: jnp.dtype,
+    mesh: Mesh | None = None,
     width: int,
     limit: int,
 ) -> tuple[KVCache, jax.Array]:
@@ -115,21 +98,28 @@ def extend(
         )
         return layout.to_list(cached_attention(layout.to_rows(q), parts)), (k, v)
 
+    ids = constrain(ids, mesh, "slots")
     hidden, new = forward(config, dtype, params, ids, places + _shared(prefix), attend)
     last = hidden.at[:, jnp.maximum(ends - 1, 0)].get(mode="clip")
     last_logits = last_logits.at[slots].set(logits(params, last), mode="drop")
     to = slots.at[rows].get(mode="fill", fill_value=cache.slots)
-    return kv_cache.append(cache, KVCache.of_layers(new), to, places), last_logits
+    cache = kv_cache.append(cache, KVCache.of_layers(new), to, places)
+    return kv_cache.constrained(cache, mesh), constrain(last_logits, mesh, *LOGITS)
 
 
-@functools.partial(jax.jit, static_argnames=("limit",), donate_argnames=("cache",))
-def fork(cache: KVCache, sources: jax.Array, targets: jax.Array, *, limit: int) -> KVCache:
+@functools.partial(jax.jit, static_argnames=("limit", "mesh"), donate_argnames=("cache",))
+def fork(
+    cache: KVCache, sources: jax.Array, targets: jax.Array, *, limit: int, mesh: Mesh | None = None
+) -> KVCache:
     """Copies the first `limit` positions of slots to other slots; int32[R] each, S drops a row."""
-    return kv_cache.put(cache, targets, kv_cache.pick(cache, sources, limit))
+    copied = kv_cache.put(cache, targets, kv_cache.pick(cache, sources, limit))
+    return kv_cache.constrained(copied, mesh)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "dtype", "limit", "steps"), donate_argnames=("cache",)
+    jax.jit,
+    static_argnames=("config", "dtype", "mesh", "limit", "steps"),
+    donate_argnames=("cache",),
 )
 def decode(
     params: Params,
@@ -145,6 +135,7 @@ def decode(
     *,
     config: ModelConfig,
     dtype: jnp.dtype,
+    mesh: Mesh | None = None,
     limit: int,
     steps: int,
 ) -> tuple[KVCache, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -172,7 +163,9 @@ def decode(
         tokens, logprobs, counts, stop_state, reason, pending = state
         step_keys = jax.vmap(jax.random.fold_in)(keys, draws.sampled + counts)
         early = draws.sampled + counts < draws.least
-        token, logprob = sample(logits_now, step_keys, draws.rule, end_ids, early)
+        scores = constrain(logits_now, mesh, "rows")
+        token, logprob = sample(scores, step_keys, draws.rule, end_ids, early)
+        token, logprob = constrain(token, mesh), constrain(logprob, mesh)
         column = jnp.where(drawing, counts, steps)
         tokens = tokens.at[rows, column].set(token, mode="drop")
         logprobs = logprobs.at[rows, column].set(logprob, mode="drop")
@@ -197,8 +190,10 @@ def decode(
             out = cached_attention(q.swapaxes(0, 1)[:, :, None], parts)
             return out[:, :, 0].swapaxes(0, 1), (k, v)
 
-        hidden, after = forward(config, dtype, params, pending, at + _shared(prefix), attend)
-        return KVCache.of_layers(after), logits(params, hidden)
+        ids = constrain(pending, mesh, "slots")
+        hidden, after = forward(config, dtype, params, ids, at + _shared(prefix), attend)
+        after = kv_cache.constrained(KVCache.of_layers(after), mesh)
+        return after, constrain(logits(params, hidden), mesh, *LOGITS)
 
     def going(state):
         return draws.active & (state[4] == 0)
@@ -225,13 +220,14 @@ def decode(
     everything = slots.shape[0] == cache.slots
     stored = last_logits if everything else last_logits.at[slots].get(mode="clip")
     state = draw(stored, draws.active & draws.fresh, state)
-    places = rows if everything else slots
-    own = kv_cache.pick(cache, places, limit)
+    own = kv_cache.front(cache, limit) if everything else kv_cache.pick(cache, slots, limit)
+    own = kv_cache.constrained(own, mesh)
     _, own, state = jax.lax.while_loop(going_on, body, (jnp.int32(1), own, state))
-    return kv_cache.put(cache, places, own), *state[:5]
+    cache = kv_cache.put_front(cache, own) if everything else kv_cache.put(cache, slots, own)
+    return kv_cache.constrained(cache, mesh), *(constrain(x, mesh) for x in state[:5])
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "limit"))
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "mesh", "limit"))
 def score(
     params: Params,
     cache: KVCache,
@@ -247,6 +243,7 @@ def score(
     *,
     config: ModelConfig,
     dtype: jnp.dtype,
+    mesh: Mesh | None = None,
     limit: int,
 ) -> jax.Array:
     """Log-probabilities float32[R, E] of tokens of options, each after its context.
@@ -288,7 +285,7 @@ def score(
         scores = jnp.concatenate([scores, after_nodes], 1)
     total = jax.nn.logsumexp(scores, -1)
     row = jnp.arange(slots.shape[0])[:, None]
-    return scores[row, after + 1, ids] - total[row, after + 1]
+    return constrain(scores[row, after + 1, ids] - total[row, after + 1], mesh)
 
 
 def _shared(prefix: Prefix | None) -> jax.Array | int:

@@ -25,6 +25,34 @@ class Rule:
     top_k: jax.Array
 
 
+@flax.struct.dataclass
+class Draws:
+    """The sampling rows of a burst, all [R].
+
+    Attributes:
+      active: bool, rows that sample; the others are carried along unchanged.
+      fresh: bool, rows whose first token comes from the stored logits.
+      pending: int32, the newest token of a row that is not fresh; not yet read.
+      key: uint32[R, 2], the example's key.
+      segment: int32, index of the segment, folded into the key.
+      sampled: int32, tokens the segment already has, folded into the key.
+      least, limit: int32, min_new_tokens and max_new_tokens.
+      rule: how to sample.
+      stop_state: int32, state of the stop automaton.
+    """
+
+    active: jax.Array
+    fresh: jax.Array
+    pending: jax.Array
+    key: jax.Array
+    segment: jax.Array
+    sampled: jax.Array
+    least: jax.Array
+    limit: jax.Array
+    rule: Rule
+    stop_state: jax.Array
+
+
 def sample(
     logits: jax.Array, keys: jax.Array, rule: Rule, end_ids: jax.Array, early: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

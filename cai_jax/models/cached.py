@@ -18,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from cai_jax.mesh import fitted, mesh_of
 from cai_jax.models.attention import Part
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.kv_cache import KVCache
@@ -25,6 +26,19 @@ from cai_jax.models.layers import rotary_angles
 from cai_jax.models.transformer import Params
 
 Kept = TypeVar("Kept")
+
+# Names of the first axes of decoding's weights, for their split over a mesh.
+_SPLIT = {
+    "embed": ("vocab",),
+    "head": ("vocab",),
+    "q": ("heads",),
+    "k": ("kv_heads",),
+    "v": ("kv_heads",),
+    "o": (None, "heads"),
+    "gate": ("mlp",),
+    "up": ("mlp",),
+    "down": (None, "mlp"),
+}
 
 
 @flax.struct.dataclass
@@ -71,14 +85,41 @@ class Layout:
         return flat.at[place[:, None] + head].get(mode="clip")
 
 
-@jax.jit
 def unstacked(params: Params) -> Params:
     """The layout that decoding reads, a tree of:
 
     embed [V, D], final_norm [D], head [V, D] (the same array as embed where they are tied), and
     layers, a tuple of L dicts: attention_norm and mlp_norm [D], q [H, C, D], k and v [K, C, D],
     o [D, H, C], gate and up [F, D], down [D, F].
+
+    On a mesh they are split over the tensor axis only, and every group of devices along data and
+    fsdp holds all of them: each step reads every weight, and would else first gather it.
     """
+    mesh = mesh_of(params)
+    if mesh is None:
+        return jax.jit(_apart)(params)
+    shardings = decode_shardings(jax.eval_shape(_apart, params), mesh)
+    return jax.jit(_apart, out_shardings=shardings)(params)
+
+
+def decode_shardings(unstacked_params: Params, mesh: jax.sharding.Mesh) -> Params:
+    """Shardings for the tree that `unstacked` gives (arrays or ShapeDtypeStruct)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: fitted(mesh, x.shape, *_SPLIT.get(path[-1].key, ())), unstacked_params
+    )
+
+
+def abstract_unstacked(params: Params, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> Params:
+    """ShapeDtypeStructs of what `unstacked` gives on a mesh, to compile for without weights."""
+    shapes = jax.eval_shape(_apart, params)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding),
+        shapes,
+        decode_shardings(shapes, mesh),
+    )
+
+
+def _apart(params: Params) -> Params:
     stack = params["layers"]
     inputs = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}  # axes of the input
 

@@ -6,7 +6,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from cai_jax.mesh import constrain, fitted
 from cai_jax.models.config import ModelConfig
+
+AXES = ("kv_heads", "slots")  # names of the first axes of keys and of values
 
 
 @flax.struct.dataclass
@@ -39,14 +42,24 @@ class KVCache:
         return self.v[0].shape[2]
 
 
-def empty(config: ModelConfig, slots: int, length: int, dtype: jnp.dtype) -> KVCache:
-    """A cache of zeros for `slots` sequences of up to `length` tokens."""
+def empty(
+    config: ModelConfig,
+    slots: int,
+    length: int,
+    dtype: jnp.dtype,
+    mesh: jax.sharding.Mesh | None = None,
+) -> KVCache:
+    """A cache of zeros for `slots` sequences of up to `length` tokens, split over the mesh."""
     k = (config.kv_heads, slots, config.head_dim, length)
     v = (config.kv_heads, slots, length, config.head_dim)
+    zeros = lambda shape: jnp.zeros(shape, dtype, device=fitted(mesh, shape, *AXES))  # noqa: E731
     layers = range(config.layers)
-    return KVCache(
-        tuple(jnp.zeros(k, dtype) for _ in layers), tuple(jnp.zeros(v, dtype) for _ in layers)
-    )
+    return KVCache(tuple(zeros(k) for _ in layers), tuple(zeros(v) for _ in layers))
+
+
+def constrained(cache: KVCache, mesh: jax.sharding.Mesh | None) -> KVCache:
+    """In jitted code, the cache split over the mesh as `empty` splits it."""
+    return jax.tree.map(lambda x: constrain(x, mesh, *AXES), cache)
 
 
 def token_bytes(config: ModelConfig, dtype: jnp.dtype) -> int:
@@ -59,6 +72,22 @@ def pick(cache: KVCache, slots: jax.Array, limit: int) -> KVCache:
     return KVCache(
         tuple(k.at[:, slots, :, :limit].get(mode="clip") for k in cache.k),
         tuple(v.at[:, slots, :limit].get(mode="clip") for v in cache.v),
+    )
+
+
+def front(cache: KVCache, limit: int) -> KVCache:
+    """The first `limit` positions of all slots."""
+    if limit == cache.length:
+        return cache
+    return KVCache(tuple(k[..., :limit] for k in cache.k), tuple(v[:, :, :limit] for v in cache.v))
+
+
+def put_front(cache: KVCache, rows: KVCache) -> KVCache:
+    """Writes the beginnings of all slots back. A scatter would gather all of them on a mesh."""
+    if rows.length == cache.length:
+        return rows
+    return jax.tree.map(
+        lambda old, new: jax.lax.dynamic_update_slice(old, new, (0,) * 4), cache, rows
     )
 
 
