@@ -19,6 +19,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -84,8 +85,13 @@ def parse() -> argparse.Namespace:
 
 
 def matches(entry: Entry, wanted: list[str]) -> bool:
-    """Whether a label holds one of the wanted parts; ours always takes part."""
-    return entry.label == "ours" or any(part in entry.label for part in wanted)
+    """Whether a label holds one of the wanted parts; ours always takes part. "-PART" leaves out."""
+    out = [part[1:] for part in wanted if part.startswith("-")]
+    wanted = [part for part in wanted if not part.startswith("-")]
+    if entry.label == "ours":
+        return True
+    named = not wanted or any(part in entry.label for part in wanted)
+    return named and not any(part in entry.label for part in out)
 
 
 def script(name: str, log: TextIO, *arguments: str) -> str:
@@ -158,6 +164,7 @@ def agreement(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
 
 def note(line: str, log: TextIO) -> None:
     """A line of progress, to the terminal and to the log."""
+    line = f"{time.strftime('%H:%M:%S')} {line}"
     print(line, file=sys.stderr, flush=True)
     if log.name != "/dev/stderr":
         print(line, file=log, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from tunix.generate import sampler as tunix_sampler
 from tunix.models.llama3 import model as llama
@@ -25,8 +24,8 @@ class Numbers:
     def decode(self, ids, **_) -> str:
         return " ".join(map(str, ids))
 
-    def bos_id(self) -> int:
-        return -1  # as no prompt starts with it, none is taken off
+    def bos_id(self) -> None:
+        return None  # the ids are whole, nothing is put before them
 
     def eos_id(self) -> int:
         return -1
@@ -52,9 +51,8 @@ class Sampler:
             norm_eps=shape.norm_eps,
             weight_tying=shape.tied_embeddings,
         )
-        mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
         model = llama_params.create_model_from_safe_tensors(
-            str(setup.directory), config, mesh, dtype=jnp.dtype(setup.dtype)
+            str(setup.directory), config, dtype=jnp.dtype(setup.dtype)
         )
         self.items = workload.items
         self.longest = max(len(item.tokens) for item in self.items)
