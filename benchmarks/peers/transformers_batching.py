@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import ContinuousBatchingConfig
 from workloads import Workload
 
@@ -21,7 +20,6 @@ class Continuous:
     def warm(self) -> None:
         """Nothing: the first, greedy run warms what there is to warm."""
 
-    @torch.inference_mode()
     def run(self, greedy: bool, seed: int) -> Answer:
         """Answers the workload."""
         items, slots = self.workload.items, self.workload.slots

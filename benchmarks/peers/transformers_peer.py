@@ -21,6 +21,8 @@ def load(setup: Setup, attention: str = "sdpa"):
     model = AutoModelForCausalLM.from_pretrained(
         setup.directory, dtype=dtype, attn_implementation=attention
     )
+    # `generate` takes the model's own end tokens where its argument has none.
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
     return model.eval()
 
 

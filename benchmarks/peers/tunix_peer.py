@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from tunix.generate import sampler as tunix_sampler
 from tunix.models.llama3 import model as llama
@@ -51,6 +53,8 @@ class Sampler:
             norm_eps=shape.norm_eps,
             weight_tying=shape.tied_embeddings,
         )
+        # Its attention leaves out the config's rope_theta and would rotate by the default, 1e6.
+        llama.apply_rope = functools.partial(llama.apply_rope, rope_theta=shape.rope_theta)
         model = llama_params.create_model_from_safe_tensors(
             str(setup.directory), config, dtype=jnp.dtype(setup.dtype)
         )
