@@ -39,7 +39,13 @@ setup(
         "test": ["pytest>=9,<10", "regex>=2025.1", "ruff>=0.17,<0.18", *TORCH],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
-        "bench": TORCH,
+        # An environment apart from "test": tunix holds transformers below the version tested with.
+        "bench": [
+            "torch>=2.13,<3",
+            "transformers>=5.12,<6",
+            "llama-cpp-python>=0.3.36,<0.4",
+            "google-tunix>=0.1.7,<0.2",
+        ],
     },
     entry_points={"console_scripts": ["cai-jax=cai_jax.cli:main"]},
 )
