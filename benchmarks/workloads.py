@@ -125,7 +125,7 @@ def endless(tokenizer: Tokenizer) -> Tokenizer:
 
 def plain(tokenizer: Tokenizer, form: Format) -> Workload:
     """W1."""
-    conversations = [row.conversation for row in _asked()[:32]]
+    conversations = [row.conversation for row in _asked(32)]
     items = _written("W1", tokenizer, map(form.prompt, conversations), itertools.repeat(64))
     return Workload("W1", "tokens", items, tokenizer, form)
 
@@ -134,7 +134,7 @@ def ragged(tokenizer: Tokenizer, form: Format) -> Workload:
     """W2. The limits are numpy's, whose streams stay the same between versions."""
     drawn = np.random.Generator(np.random.PCG64(0)).geometric(1 / 40, 64)
     limits = np.minimum(drawn, 128).tolist()
-    conversations = [row.conversation for row in _asked()[:64]]
+    conversations = [row.conversation for row in _asked(64)]
     items = _written("W2", tokenizer, map(form.prompt, conversations), limits)
     return Workload("W2", "tokens", items, tokenizer, form)
 
@@ -233,7 +233,7 @@ def _red_team() -> list:
     return prompts("red_team", "train") + prompts("red_team", "test")
 
 
-def _asked() -> list:
-    """Red-team and helpful prompts in turn: W1's come to about 52 tokens on the average."""
-    pairs = zip(prompts("red_team", "train"), prompts("helpful", "train"), strict=False)
-    return [row for pair in pairs for row in pair]
+def _asked(count: int) -> list:
+    """Prompts spread evenly over all that ship, which come to about 52 tokens on the average."""
+    rows = [*_red_team(), *prompts("helpful", "train"), *prompts("helpful", "test")]
+    return [rows[i * len(rows) // count] for i in range(count)]

@@ -77,7 +77,9 @@ class Ours:
 
     def _stats(self) -> dict:
         stats = self.engine.stats
-        return {**dataclasses.asdict(stats), "occupancy": getattr(stats, "occupancy", None)}
+        labels = self.workload.unit == "prompts"
+        occupancy = None if labels else stats.occupancy
+        return {**dataclasses.asdict(stats), "occupancy": occupancy}
 
 
 def _at(script: Script, greedy: bool) -> Script:
