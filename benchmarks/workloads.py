@@ -236,4 +236,4 @@ def _red_team() -> list:
 def _asked(count: int) -> list:
     """Prompts spread evenly over all that ship, which come to about 52 tokens on the average."""
     rows = [*_red_team(), *prompts("helpful", "train"), *prompts("helpful", "test")]
-    return [rows[i * len(rows) // count] for i in range(count)]
+    return [rows[(i + 1) * len(rows) // count - 1] for i in range(count)]
