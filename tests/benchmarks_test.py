@@ -133,8 +133,9 @@ def test_the_bound_counts_operations_and_bytes(tiny):
     assert machine.seconds(work, rates, small=True) == pytest.approx(expected)
     slow = machine.Rates(large=2e9, small=1e9, read=1.0)
     assert machine.seconds(work, slow, small=True) > work.bytes
-    weights = 4 * (body + head) * (STEP - 1)
-    assert weights < work.bytes < 3 * weights
+    steps, common = 4 * (STEP - 1) / workload.slots, workload.common
+    cache = 2 * 4 * 2 * 2 * 8 * (attended - common * 4 * (STEP - 1) + common * steps)
+    assert work.bytes == pytest.approx(4 * (body + head) * steps + cache)
 
 
 def test_ratios_and_agreement():

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from workloads import STEP_TOKENS, Workload, critique_forces, revision_forces
+from workloads import (
+    STEP_TOKENS,
+    Workload,
+    common_length,
+    critique_forces,
+    revision_forces,
+    tokens_of,
+)
 
 from cai_jax import load_model
 from cai_jax.decoding import Engine
@@ -68,12 +75,23 @@ class Ours:
     def _max_length(self) -> int:
         """The least that fits, the prefix that all Scripts share left out."""
         if self.workload.name == "W5":
-            return 512
+            return self._longest_round() + MARGIN
         longest = max(
             len(item.tokens) + item.limit + max(map(len, item.options), default=0)
             for item in self.workload.items
         )
         return longest - self.workload.common + MARGIN
+
+    def _longest_round(self) -> int:
+        """The most tokens of a critique and a revision beyond the few-shots."""
+        workload, rounds = self.workload, []
+        for item in workload.items:
+            for number in range(len(item.principles)):
+                # A text that is read again may come to more tokens than it was written in.
+                opening = critique_forces(workload, item, number, "")
+                forces = (*opening, *revision_forces(workload, item, number))
+                rounds.append(tokens_of(workload.tokenizer, forces))
+        return max(map(len, rounds)) - common_length(rounds) + 6 * STEP_TOKENS
 
     def _stats(self) -> dict:
         stats = self.engine.stats
