@@ -97,6 +97,8 @@ class Engine:
         if not fitting:
             return transcripts
         if self._unstacked is None:
+            if self._params is None:
+                raise ValueError("engine.params is None; assign the weights to decode with.")
             self._unstacked = unstacked(self._params)
         running = [compiled[place] for place in fitting]
         longest = bucket(max(p.longest for p in running) - shared, self.limits)

@@ -97,9 +97,11 @@ def unstacked(params: Params) -> Params:
     """
     mesh = mesh_of(params)
     if mesh is None:
-        return jax.jit(_apart)(params)
-    shardings = decode_shardings(jax.eval_shape(_apart, params), mesh)
-    return jax.jit(_apart, out_shardings=shardings)(params)
+        tree = jax.jit(_apart)(params) | {"embed": params["embed"]["embedding"]}  # no copy of it
+    else:
+        shardings = decode_shardings(jax.eval_shape(_apart, params), mesh)
+        tree = jax.jit(_apart, out_shardings=shardings)(params)
+    return tree if "lm_head" in params else tree | {"head": tree["embed"]}
 
 
 def decode_shardings(unstacked_params: Params, mesh: jax.sharding.Mesh) -> Params:

@@ -16,9 +16,9 @@ AXES = ("kv_heads", "slots")  # names of the first axes of keys and of values
 class KVCache:
     """What L layers have computed for S slots.
 
-    An array a layer, so that a layer reads its own where it stands. Both products of attention
-    then have the axis that they sum over next to last on the cache's side, which on CPU is three
-    times as fast as last.
+    An array a layer, so that a layer reads its own where it stands. Keys and values are laid out
+    unlike: so both products of attention sum over the cache's axis next to the last, which on CPU
+    is about twice as fast as the last.
 
     Attributes:
       k: L arrays [K, S, C, P].
