@@ -39,6 +39,7 @@ setup(
         "test": ["pytest>=9,<10", "regex>=2025.1", "ruff>=0.17,<0.18", *TORCH],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
+        "plan": ["libtpu>=0.0.42,<0.0.43"],  # compiles for TPUs on any Linux machine
         # An environment apart from "test": tunix holds transformers below the version tested with.
         "bench": [
             "torch>=2.13,<3",

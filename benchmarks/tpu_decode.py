@@ -1,0 +1,159 @@
+"""One decode step of an 8B model compiled for TPUs, without a TPU: what it reads and writes.
+
+python -m benchmarks.tpu_decode v5e:4x4 v6e:4x4 --tensor 8 --slots 128
+
+Needs `pip install -e '.[plan]'`. Bytes are those of one device: of its params and its part of the
+cache, which a step cannot do without, and of everything that the compiled loop's body touches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import math
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is only compiled for
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for one for minutes
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import Mesh
+
+from benchmarks.hlo_traffic import Traffic, loop_traffic
+from cai_jax.decoding import programs
+from cai_jax.decoding.sampling import Rule
+from cai_jax.mesh import MESH_AXES, fitted
+from cai_jax.models import kv_cache, transformer
+from cai_jax.models.cached import abstract_unstacked
+from cai_jax.models.config import ModelConfig
+
+LLAMA_8B = ModelConfig(
+    vocab_size=128256,
+    embed=4096,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    mlp=14336,
+    rope_theta=500000.0,
+    norm_eps=1e-5,
+    tied_embeddings=False,
+    context=8192,
+)
+STEPS = 64  # of a burst
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled decode step, in bytes on one device.
+
+    Attributes:
+      params: of the weights that are multiplied by; the embedding, of which rows are looked up,
+        is left out.
+      cache: of its part of the keys and values.
+      traffic: what the loop's body reads and writes.
+      arguments, temporary: memory that the whole burst needs.
+    """
+
+    params: int
+    cache: int
+    traffic: Traffic
+    arguments: int
+    temporary: int
+
+    @property
+    def ratio(self) -> float:
+        """Bytes that a step moves, to those it cannot do without."""
+        return self.traffic.bytes / (self.params + self.cache)
+
+
+def mesh_for(topology: str, tensor: int) -> Mesh:
+    """Axes data, fsdp and tensor over the devices of a topology such as "v5e:4x4"."""
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    shape = (len(found.devices) // tensor, 1, tensor)
+    devices = mesh_utils.create_device_mesh(shape, found.devices, allow_split_physical_axes=True)
+    return Mesh(devices, MESH_AXES)
+
+
+def compile_step(
+    config: ModelConfig, mesh: Mesh, slots: int, length: int, dtype=jnp.bfloat16
+) -> Step:
+    """Compiles `programs.decode` for all slots and their whole length."""
+    array = lambda shape, kind, *names: jax.ShapeDtypeStruct(  # noqa: E731
+        shape, kind, sharding=fitted(mesh, shape, *names)
+    )
+    column = lambda kind: array((slots,), kind)  # noqa: E731
+    shapes = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
+    params = abstract_unstacked(shapes, mesh, dtype)
+    cache = jax.eval_shape(lambda: kv_cache.empty(config, slots, length, dtype, mesh))
+    cache = jax.tree.map(lambda x: array(x.shape, x.dtype, *kv_cache.AXES), cache)
+    draws = programs.Draws(
+        active=column(bool),
+        fresh=column(bool),
+        pending=column(jnp.int32),
+        key=array((slots, 2), jnp.uint32),
+        segment=column(jnp.int32),
+        sampled=column(jnp.int32),
+        least=column(jnp.int32),
+        limit=column(jnp.int32),
+        rule=Rule(column(jnp.float32), column(jnp.float32), column(jnp.int32)),
+        stop_state=column(jnp.int32),
+    )
+    compiled = programs.decode.lower(
+        params,
+        cache,
+        array((slots, config.vocab_size), jnp.float32, *programs.LOGITS),
+        None,
+        column(jnp.int32),
+        column(jnp.int32),
+        draws,
+        array((64, config.vocab_size), jnp.int16),
+        array((2,), jnp.int32),
+        array((), jnp.int32),
+        config=config,
+        dtype=dtype,
+        mesh=mesh,
+        limit=length,
+        steps=STEPS,
+    ).compile()
+    memory = compiled.memory_analysis()
+    return Step(
+        params=local_bytes({k: v for k, v in params.items() if k != "embed"}),
+        cache=local_bytes(cache),
+        traffic=loop_traffic(compiled.as_text()),
+        arguments=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+    )
+
+
+def local_bytes(tree) -> int:
+    """Bytes of one device's part."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("topologies", nargs="+", help='such as "v5e:4x4"')
+    parser.add_argument("--tensor", type=int, default=8, help="devices that share a layer")
+    parser.add_argument("--slots", type=int, default=128)
+    parser.add_argument("--context", type=int, default=1024)
+    args = parser.parse_args()
+    print("per device, MB    params   cache    step   ratio    temp  arguments  host transfers")
+    for name in args.topologies:
+        step = compile_step(LLAMA_8B, mesh_for(name, args.tensor), args.slots, args.context)
+        columns = (step.params, step.cache, step.traffic.bytes)
+        sizes = "".join(f"{x / 1e6:8.0f}" for x in columns)
+        print(
+            f"{name:15}{sizes}{step.ratio:8.3f}{step.temporary / 1e6:8.0f}"
+            f"{step.arguments / 1e6:11.0f}  {', '.join(step.traffic.host) or 'none'}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Bytes of a compiled loop, on a small module in HLO's text form."""
+
+import pytest
+
+from benchmarks.hlo_traffic import loop_traffic, size
+
+MODULE = """\
+HloModule step, is_scheduled=true
+
+%update (p.0: f32[64,128], p.1: f32[1,128], p.2: s32[]) -> f32[64,128] {{
+  %p.0 = f32[64,128]{{1,0}} parameter(0)
+  %p.1 = f32[1,128]{{1,0}} parameter(1)
+  %p.2 = s32[]{{:T(128)}} parameter(2)
+  ROOT %dus = f32[64,128]{{1,0}} dynamic-update-slice(%p.0, %p.1, %p.2, %p.2)
+}}
+
+%body (arg: (s32[], f32[64,128], f32[128,128])) -> (s32[], f32[64,128], f32[128,128]) {{
+  %arg = (s32[], f32[64,128]{{1,0}}, f32[128,128]{{1,0}}) parameter(0)
+  %n = s32[] get-tuple-element(%arg), index=0
+  %cache = f32[64,128]{{1,0}} get-tuple-element(%arg), index=1
+  %weight = f32[128,128]{{1,0}} get-tuple-element(%arg), index=2
+  %row = f32[1,128]{{1,0:T(8,128)S(1)}} dynamic-slice(%cache, %n, %n), dynamic_slice_sizes={{1,128}}
+  %out = f32[1,128]{{1,0:T(8,128)S(1)}} dot(%row, %weight), lhs_contracting_dims={{1}}
+  %new = f32[64,128]{{1,0}} fusion(%cache, %out, %n), kind=kLoop, calls=%update
+{more}
+  ROOT %next = (s32[], f32[64,128]{{1,0}}, f32[128,128]{{1,0}}) tuple(%n, %new, %weight)
+}}
+
+%condition (arg.1: (s32[], f32[64,128], f32[128,128])) -> pred[] {{
+  %arg.1 = (s32[], f32[64,128]{{1,0}}, f32[128,128]{{1,0}}) parameter(0)
+  ROOT %true = pred[] constant(true)
+}}
+
+ENTRY %main (a: (s32[], f32[64,128], f32[128,128])) -> (s32[], f32[64,128], f32[128,128]) {{
+  %a = (s32[], f32[64,128]{{1,0}}, f32[128,128]{{1,0}}) parameter(0)
+  ROOT %loop = (s32[], f32[64,128], f32[128,128]) while(%a), condition=%condition, body=%body
+}}
+"""
+ROW, WEIGHT, INDEX = 4 * 128, 4 * 128 * 128, 4
+PLAIN = ROW + WEIGHT + ROW + INDEX  # the row read, the product, the row written in place
+
+
+def test_what_a_step_touches_in_main_memory():
+    traffic = loop_traffic(MODULE.format(more=""))
+    assert traffic.bytes == PLAIN and traffic.host == ()
+    assert traffic.largest[0] == (WEIGHT, "out")
+
+
+@pytest.mark.parametrize(
+    "line, more",
+    [
+        ("%copy = f32[64,128]{0,1} copy(%cache)", 2 * 64 * ROW),
+        (
+            "%fetch = (f32[64,128]{1,0:S(1)}, f32[64,128]{1,0}, u32[]{:S(2)}) copy-start(%cache)\n"
+            "  %got = f32[64,128]{1,0:S(1)} copy-done(%fetch)",
+            64 * ROW,
+        ),
+        (
+            "%part = ((f32[128,128]{1,0}), f32[32,128]{1,0:S(1)}, s32[]{:S(2)}) "
+            "slice-start(%weight), slice={[0:32], [0:128]}",
+            32 * ROW,
+        ),
+        ("%sum = f32[1,128]{1,0} all-reduce(%out), to_apply=%add", ROW),
+    ],
+)
+def test_copies_prefetches_and_collectives_count(line, more):
+    assert loop_traffic(MODULE.format(more=f"  {line}")).bytes == PLAIN + more
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "%x = (f32[1,128]{1,0}, u32[], token[]) send(%out, %n), channel_id=1",
+        "%x = ((f32[1,128]{1,0}), token[]) infeed(%n)",
+        '%x = () custom-call(%out), custom_call_target="xla_python_cpu_callback"',
+        "%x = (f32[1,128]{1,0:S(5)}, f32[1,128]{1,0}, u32[]) copy-start(%out)",
+    ],
+)
+def test_transfers_to_the_host_are_named(line):
+    assert loop_traffic(MODULE.format(more=f"  {line}")).host == ("x",)
+
+
+def test_sizes_of_types():
+    assert size("(bf16[8,2]{1,0:T(8,128)(2,1)}, pred[3], s4[4]{0:S(1)})") == 32 + 3
+    assert size("s4[4]{0:S(1)}", main_memory=False) == 2
+
+
+def test_a_module_without_a_loop_is_refused():
+    with pytest.raises(ValueError, match="has 0 loops"):
+        loop_traffic("ENTRY %main (a: s32[]) -> s32[] {\n  ROOT %a = s32[] parameter(0)\n}")
