@@ -63,7 +63,7 @@ class Calls:
         self._static = {"config": config, "dtype": dtype, "mesh": mesh}
         self._params, self._prefix, self._keys, self._stops = params, prefix, keys, stops
         self._limits, self._stats, self._called = limits, stats, called
-        eighths = (0, 1, 2, 4, 6, 8) if mesh is None else (8,)  # on a mesh fewer are no faster
+        eighths = (1, 2, 4, 8) if mesh is None else (8,)  # on a mesh fewer are no faster
         self.row_counts = tuple(sorted({max(1, slots * n // 8) for n in eighths}))
         self._cache = kv_cache.empty(config, slots, limits[-1], dtype, mesh)
         self._logits = programs.no_logits(config, slots, mesh)
