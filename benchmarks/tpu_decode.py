@@ -16,6 +16,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is only compiled for
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for one for minutes
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else it complains that there is none
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # none is locked by compiling
 
 import jax
 import jax.numpy as jnp

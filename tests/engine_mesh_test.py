@@ -28,6 +28,7 @@ PROGRAM = """
     from jax.sharding import PartitionSpec
 
     from cai_jax.decoding import Engine, programs
+    from cai_jax.models import kv_cache
     from cai_jax.script import Choose, Force, Sample, Script
 
     model = tiny_model(vocab_size=264, heads=8, kv_heads=4)
@@ -52,6 +53,9 @@ PROGRAM = """
     programs.decode = watched
     scripts = [script(n) for n in range(12)]
     for name, shape in json.loads(sys.argv[1]).items():
+        if name == "reads first":
+            kv_cache.reads_first = lambda mesh: True
+            decode.clear_cache()
         mesh = shape and make_mesh(dict(zip(("data", "fsdp", "tensor"), shape)))
         engine = Engine(dataclasses.replace(model, params=place(model.params, mesh)), 8, 128)
         layouts.clear()
@@ -85,7 +89,7 @@ def read(process):
 @pytest.fixture(scope="module")
 def found(tiny_cache):
     """Name -> Transcripts as dicts; of each process's own."""
-    one = {"one": None} | {name: MESHES[name] for name in ("2x4", "4x2")}
+    one = {"one": None} | {name: MESHES[name] for name in ("2x4", "4x2")} | {"reads first": None}
     found = read(start(one, 8, tiny_cache))
     with socket.socket() as s:
         s.bind(("localhost", 0))
@@ -103,8 +107,9 @@ def found(tiny_cache):
     return found | {"processes": first, "the other process": second}
 
 
-@pytest.mark.parametrize("name", [*MESHES, "the other process"])
-def test_a_mesh_gives_the_transcripts_of_one_device(found, name):
+@pytest.mark.parametrize("name", [*MESHES, "the other process", "reads first"])
+def test_the_transcripts_are_those_of_one_device(found, name):
+    """On meshes; and in the order of reading and writing that is a TPU's."""
     assert len(found["one"]) == 12
     for a, b in zip(found["one"], found[name], strict=True):
         for x, y in zip(a["segments"], b["segments"], strict=True):

@@ -19,10 +19,11 @@ from cai_jax.decoding.schedule import END, LENGTH, STOP
 from cai_jax.decoding.stops import MATCHED
 from cai_jax.mesh import constrain, fitted
 from cai_jax.models import kv_cache
-from cai_jax.models.attention import Part, cached_attention
+from cai_jax.models.attention import cached_attention
 from cai_jax.models.cached import (
     Layout,
     Prefix,
+    attend_and_write,
     cached_part,
     forward,
     logits,
@@ -181,14 +182,9 @@ def decode(
         """Reads each live row's pending token."""
         at = lengths + counts - draws.fresh
         places = jnp.where(live, at, limit)
-        mask = (jnp.arange(limit) <= at[:, None])[:, None]
 
         def attend(layer, q, k, v):
-            # Written first and then read: the other way about, XLA copies the whole cache.
-            k, v = kv_cache.write((own.k[layer], own.v[layer]), (k, v), rows, places)
-            parts = (*shared_part(prefix, layer), Part(k, v, mask))
-            out = cached_attention(q.swapaxes(0, 1)[:, :, None], parts)
-            return out[:, :, 0].swapaxes(0, 1), (k, v)
+            return attend_and_write(own, prefix, layer, q, k, v, at, places, mesh)
 
         ids = constrain(pending, mesh, "slots")
         hidden, after = forward(config, dtype, params, ids, at + _shared(prefix), attend)

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from cai_jax.mesh import fitted, mesh_of
-from cai_jax.models.attention import Part
+from cai_jax.models import kv_cache
+from cai_jax.models.attention import Part, cached_attention
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.kv_cache import KVCache
 from cai_jax.models.layers import rotary_angles
@@ -234,3 +235,41 @@ def cached_part(own: KVCache, layer: int, mask: jax.Array) -> tuple[Part, ...]:
 def new_part(k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
     """New keys and values [K, R, W, C] as a part to attend to."""
     return Part(k.swapaxes(2, 3), v, mask)
+
+
+def attend_and_write(
+    own: KVCache,
+    prefix: Prefix | None,
+    layer: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    at: jax.Array,
+    places: jax.Array,
+    mesh: jax.sharding.Mesh | None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """One new token in each of R rows attends to what its row holds and to itself; it is kept.
+
+    Args:
+      q: [R, K, G, C].
+      k, v: [R, K, C].
+      at: int32[R], how much each row holds.
+      places: int32[R], `at`, or out of range in a row that keeps nothing.
+
+    Returns:
+      [R, K, G, C], and the layer's keys and values with the new ones.
+    """
+    rows, number = jnp.arange(len(at)), jnp.arange(own.length)
+    held, shared = (own.k[layer], own.v[layer]), shared_part(prefix, layer)
+    q = q.swapaxes(0, 1)[:, :, None]
+    if kv_cache.reads_first(mesh):
+        one = new_part(*(x.swapaxes(0, 1)[:, :, None] for x in (k, v)), jnp.ones((1, 1, 1), bool))
+        earlier = Part(*held, (number < at[:, None])[:, None])
+        out = cached_attention(q, (*shared, earlier, one))
+        # Nothing else tells the compiler that the cache is read before it is written.
+        out, k, v = jax.lax.optimization_barrier((out, k, v))
+        held = kv_cache.write(held, (k, v), rows, places)
+    else:
+        held = kv_cache.write(held, (k, v), rows, places)
+        out = cached_attention(q, (*shared, Part(*held, (number <= at[:, None])[:, None])))
+    return out[:, :, 0].swapaxes(0, 1), held
