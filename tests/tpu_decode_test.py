@@ -1,0 +1,21 @@
+"""An 8B decode step compiled for TPUs: it moves little more than params and cache."""
+
+import importlib.util
+
+import pytest
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="compiling for a TPU needs libtpu: pip install -e '.[plan]'",
+)
+@pytest.mark.parametrize("topology", ["v5e:4x4", "v6e:4x4"])
+def test_a_step_moves_params_and_cache_once(topology):
+    from benchmarks import tpu_decode
+
+    mesh = tpu_decode.mesh_for(topology, tensor=8)
+    step = tpu_decode.compile_step(tpu_decode.LLAMA_8B, mesh, slots=128, length=1024)
+    assert step.traffic.host == ()
+    # Below 1 where some weights stay in on-chip memory from step to step.
+    assert 0.7 < step.ratio < 1.15, step.traffic.largest
+    assert step.temporary < step.arguments / 2
