@@ -4,8 +4,7 @@ Tokens of many rows come in one flat list, so that products with weights, which 
 work, meet no padding; only attention sees rows. Weights come layer by layer, for a scan over a
 stack copies each layer's out of it before multiplying by them, at every token. And they come as
 [outputs, inputs], to be multiplied by [inputs, tokens]: XLA packs the right side of a product
-anew each time, and that is then the small one. On CPU each of the two takes a third or more off a
-decode step.
+anew each time, and that is then the small one.
 """
 
 from __future__ import annotations
