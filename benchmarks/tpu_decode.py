@@ -25,7 +25,7 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 
 from benchmarks.hlo_traffic import Traffic, loop_traffic
-from cai_jax.decoding import programs
+from cai_jax.decoding import bursts, reading
 from cai_jax.decoding.sampling import Rule
 from cai_jax.mesh import MESH_AXES, fitted
 from cai_jax.models import kv_cache, transformer
@@ -83,7 +83,7 @@ def mesh_for(topology: str, tensor: int) -> Mesh:
 def compile_step(
     config: ModelConfig, mesh: Mesh, slots: int, length: int, dtype=jnp.bfloat16
 ) -> Step:
-    """Compiles `programs.decode` for all slots and their whole length."""
+    """Compiles `bursts.decode` for all slots and their whole length."""
     array = lambda shape, kind, *names: jax.ShapeDtypeStruct(  # noqa: E731
         shape, kind, sharding=fitted(mesh, shape, *names)
     )
@@ -92,7 +92,7 @@ def compile_step(
     params = abstract_unstacked(shapes, mesh, dtype)
     cache = jax.eval_shape(lambda: kv_cache.empty(config, slots, length, dtype, mesh))
     cache = jax.tree.map(lambda x: array(x.shape, x.dtype, *kv_cache.AXES), cache)
-    draws = programs.Draws(
+    draws = bursts.Draws(
         active=column(bool),
         fresh=column(bool),
         pending=column(jnp.int32),
@@ -104,10 +104,10 @@ def compile_step(
         rule=Rule(column(jnp.float32), column(jnp.float32), column(jnp.int32)),
         stop_state=column(jnp.int32),
     )
-    compiled = programs.decode.lower(
+    compiled = bursts.decode.lower(
         params,
         cache,
-        array((slots, config.vocab_size), jnp.float32, *programs.LOGITS),
+        array((slots, config.vocab_size), jnp.float32, *reading.LOGITS),
         None,
         column(jnp.int32),
         column(jnp.int32),

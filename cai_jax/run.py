@@ -102,7 +102,8 @@ class Run:
         """An engine of the configured size for the initial model's shape, or another model."""
         size = self.settings.engine
         memory = int(size.memory_gb * 1e9) or None
-        engine = Engine(model or self.initial, size.slots, size.max_length, memory)
+        of = model or self.initial
+        engine = Engine(of, size.slots, size.max_length, memory, size.few_sizes)
         if params is not None:
             engine.params = params
         return engine

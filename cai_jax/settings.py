@@ -46,11 +46,13 @@ class Prompts:
 @dataclasses.dataclass(frozen=True)
 class EngineSize:
     """Attributes: slots, Scripts in progress; max_length, tokens of one; memory_gb, what the cache
-    and the logits may take on a device, 0 for most of what is free."""
+    and the logits may take on a device, 0 for most of what is free; few_sizes, whether to compile
+    less and pad more."""
 
     slots: int
     max_length: int
     memory_gb: float
+    few_sizes: bool
 
 
 @dataclasses.dataclass(frozen=True)

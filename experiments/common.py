@@ -53,8 +53,11 @@ def get_config() -> ConfigDict:
 
     # The decoding engine: Scripts in progress at a time, and the longest context of one, in tokens,
     # a prefix that all Scripts share left out. Fewer run at a time where memory_gb, what their
-    # cache may take on a device, holds fewer; 0 stands for most of what is free.
-    config.engine = ConfigDict({"slots": 32, "max_length": 1024, "memory_gb": 0.0})
+    # cache may take on a device, holds fewer; 0 stands for most of what is free. With few_sizes
+    # calls are padded to fewer sizes: less to compile, right for a run of minutes.
+    config.engine = ConfigDict(
+        {"slots": 32, "max_length": 1024, "memory_gb": 0.0, "few_sizes": False}
+    )
 
     # Mesh of devices; -1 takes what is left.
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})

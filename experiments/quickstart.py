@@ -22,6 +22,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config = common()
     config.engine.max_length = 512
     config.engine.slots = 24
+    config.engine.few_sizes = True
 
     # At the paper's temperature of 1 a 135M model's answers are mostly noise.
     for stage in (config.revise, config.compare, config.ppo, config.evaluate):

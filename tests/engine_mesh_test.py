@@ -27,7 +27,7 @@ PROGRAM = """
     from fakes import tiny_model
     from jax.sharding import PartitionSpec
 
-    from cai_jax.decoding import Engine, programs
+    from cai_jax.decoding import Engine, bursts
     from cai_jax.models import kv_cache
     from cai_jax.script import Choose, Force, Sample, Script
 
@@ -42,7 +42,7 @@ PROGRAM = """
         follow = (Force(" and then:"), Choose((" (A)", " (B)", "c")), Sample(5, ("☃",)))
         return Script((Force(text), first, *follow), f"{n}")
 
-    decode, layouts = programs.decode, set()
+    decode, layouts = bursts.decode, set()
 
     def watched(params, cache, *more, **static):
         layouts.update(x.sharding.spec for x in jax.tree.leaves(cache) if mesh)
@@ -50,7 +50,7 @@ PROGRAM = """
         layouts.update(x.sharding.spec for x in jax.tree.leaves(after) if mesh)
         return after, *drawn
 
-    programs.decode = watched
+    bursts.decode = watched
     scripts = [script(n) for n in range(12)]
     for name, shape in json.loads(sys.argv[1]).items():
         if name == "reads first":

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax.decoding import programs
+from cai_jax.decoding import bursts, reading
 from cai_jax.decoding.options import OptionTree, edge_arrays, node_arrays
 from cai_jax.decoding.sampling import Draws, Rule
 from cai_jax.decoding.schedule import Slot, bucket
@@ -20,7 +20,7 @@ from cai_jax.models.cached import Prefix
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.transformer import Params
 
-SIZES = (64, 256, 1024)  # tokens read in one call
+SIZES = (64, 256, 512)  # tokens read in one call
 WIDTHS = (4, 16, 64, 256)  # tokens of one slot among them
 NODES = (1, 4, 16, 64, 256)  # option tokens of one slot scored in one call
 SCORED = 256  # option tokens of all slots scored in one call
@@ -37,6 +37,7 @@ class Calls:
       stops: the stop automaton's table and each stop set's first state.
       slots: S.
       limits: lengths up to which slots may be read, ascending; the last is the cache's length.
+      few_sizes: whether every call takes all slots at their whole length.
       called: the sizes that were called before; added to.
 
     Attributes:
@@ -55,6 +56,7 @@ class Calls:
         end_ids: tuple[int, ...],
         slots: int,
         limits: tuple[int, ...],
+        few_sizes: bool,
         stats: Stats,
         called: set[tuple],
     ):
@@ -62,11 +64,12 @@ class Calls:
         self._mesh = mesh = mesh_of(params)
         self._static = {"config": config, "dtype": dtype, "mesh": mesh}
         self._params, self._prefix, self._keys, self._stops = params, prefix, keys, stops
-        self._limits, self._stats, self._called = limits, stats, called
-        eighths = (1, 2, 4, 8) if mesh is None else (8,)  # on a mesh fewer are no faster
+        self._limits = limits[-1:] if few_sizes else limits
+        self._stats, self._called = stats, called
+        eighths = (8,) if few_sizes or mesh is not None else (1, 2, 4, 8)  # no faster on a mesh
         self.row_counts = tuple(sorted({max(1, slots * n // 8) for n in eighths}))
         self._cache = kv_cache.empty(config, slots, limits[-1], dtype, mesh)
-        self._logits = programs.no_logits(config, slots, mesh)
+        self._logits = reading.no_logits(config, slots, mesh)
         self._end_ids = np.asarray(end_ids, np.int32)
 
     def wait(self) -> None:
@@ -80,7 +83,7 @@ class Calls:
             part = pairs[start : start + self.row_counts[-1]]
             rows = bucket(len(part), self.row_counts)
             self._note("fork", rows, limit)
-            self._cache = programs.fork(
+            self._cache = reading.fork(
                 self._cache,
                 padded([source for source, _ in part], rows, 0),
                 padded([target for _, target in part], rows, self.slots),
@@ -100,7 +103,7 @@ class Calls:
         ids = [token for i in order for token in feeds[i][: taken[i]]]
         limit = self._limit(max(lengths[i] for i in order))
         self._note("extend", size, rows, width, limit)
-        self._cache, self._logits = programs.extend(
+        self._cache, self._logits = reading.extend(
             self._params,
             self._cache,
             self._logits,
@@ -136,7 +139,7 @@ class Calls:
             part = list(trees)[start : start + rows]
             some = [trees[i] for i in part]
             self._note("score", rows, width if most else 0, edges, limit)
-            result = programs.score(
+            result = reading.score(
                 self._params,
                 self._cache,
                 self._logits,
@@ -170,7 +173,7 @@ class Calls:
             max(len(s.context) + s.most_to_come(STEPS) for s in drawing.values()), self._limits
         )
         self._note("decode", rows, limit, self._stops[0].shape)
-        self._cache, *drawn = programs.decode(
+        self._cache, *drawn = bursts.decode(
             self._params,
             self._cache,
             self._logits,

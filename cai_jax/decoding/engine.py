@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from cai_jax import rng
-from cai_jax.decoding import programs
+from cai_jax.decoding import reading
 from cai_jax.decoding.calls import SIZES, WIDTHS, Calls, padded
 from cai_jax.decoding.memory import SHARE, free_bytes, slot_bytes, slots_that_fit
 from cai_jax.decoding.schedule import Program, ScriptError, bucket, compile_script, read_limits
@@ -24,6 +24,7 @@ from cai_jax.models.transformer import Params
 from cai_jax.script import Sample, Script, Transcript
 
 LEAST_PREFIX = 16  # a shorter shared prefix is not worth a part of its own
+FEWEST = 8  # slots, and steps of their number, with few sizes
 SHORTEST = 128  # smallest buffer for slots and prefixes, in tokens
 
 
@@ -35,7 +36,12 @@ class Engine:
     """
 
     def __init__(
-        self, model, slots: int = 32, max_length: int = 1024, memory_bytes: int | None = None
+        self,
+        model,
+        slots: int = 32,
+        max_length: int = 1024,
+        memory_bytes: int | None = None,
+        few_sizes: bool = False,
     ):
         """Sets sizes; the cache is made when a run starts.
 
@@ -45,10 +51,13 @@ class Engine:
           max_length: the longest context of a slot, in tokens, a shared prefix left out.
           memory_bytes: what the cache and the logits may take on a device; by default most of what
             is free when a run starts.
+          few_sizes: pad calls to fewer sizes, so that less is compiled and more computed: faster
+            where few Scripts run.
         """
         self.config, self.tokenizer = model.config, model.tokenizer
         self.params = model.params
         self.slots, self.max_length, self.memory_bytes = slots, max_length, memory_bytes
+        self.few_sizes = few_sizes
         self.dtype = jax.tree.leaves(model.params)[0].dtype
         self.limits = read_limits(min(SHORTEST, max_length), max_length)
         self.stats = Stats()
@@ -102,7 +111,7 @@ class Engine:
             self._unstacked = unstacked(self._params)
         running = [compiled[place] for place in fitting]
         longest = bucket(max(p.longest for p in running) - shared, self.limits)
-        slots = self._slots(longest)
+        slots = self._slots(longest, len(running))
         self.stats = Stats(slots=slots, shared=shared * (len(running) - 1))
         calls = Calls(
             config=self.config,
@@ -114,6 +123,7 @@ class Engine:
             end_ids=self.tokenizer.end_ids,
             slots=slots,
             limits=tuple(limit for limit in self.limits if limit <= longest),
+            few_sizes=self.few_sizes,
             stats=self.stats,
             called=self._called,
         )
@@ -158,16 +168,19 @@ class Engine:
             refused(errors[i])
         return [i for i in places if i not in errors], shared
 
-    def _slots(self, length: int) -> int:
-        """How many slots of `length` tokens to run with."""
+    def _slots(self, length: int, scripts: int) -> int:
+        """How many slots of `length` tokens to run with, for so many Scripts."""
+        wanted = self.slots
+        if self.few_sizes:  # which a call always computes in full
+            wanted = min(wanted, -(-scripts // FEWEST) * FEWEST)
         available = self.memory_bytes
         if available is None and (free := free_bytes()) is not None:
             available = int(SHARE * free)
         each = slot_bytes(self.config, self.dtype, length)
-        shape = self.config.kv_heads, self.slots
+        shape = self.config.kv_heads, wanted
         layout = fitted(mesh_of(self._unstacked), shape, *kv_cache.AXES)
         devices = 1 if layout is None else math.prod(shape) // math.prod(layout.shard_shape(shape))
-        slots = slots_that_fit(self.slots, each, available, devices)
+        slots = slots_that_fit(wanted, each, available, devices)
         if not slots:
             raise ScriptError(
                 f"a slot of {length} tokens takes {each / 1e9:.3g} GB and {available / 1e9:.3g} GB "
@@ -196,11 +209,11 @@ class Engine:
         capacity = max(SHORTEST, 1 << (len(tokens) - 1).bit_length())
         mesh = mesh_of(self._unstacked)
         cache = kv_cache.empty(self.config, 1, capacity, self.dtype, mesh)
-        scratch = programs.no_logits(self.config, 1, mesh)
+        scratch = reading.no_logits(self.config, 1, mesh)
         for start in range(0, len(tokens), WIDTHS[-1]):
             chunk = tokens[start : start + WIDTHS[-1]]
             size = bucket(len(chunk), SIZES)
-            cache, scratch = programs.extend(
+            cache, scratch = reading.extend(
                 self._unstacked,
                 cache,
                 scratch,

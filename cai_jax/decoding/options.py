@@ -45,7 +45,7 @@ class OptionTree:
 def node_arrays(
     trees: list[OptionTree], rows: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What `programs.score` reads: tokens int32[R, W], depths int32[R, W], sees bool[R, W, W]."""
+    """What `reading.score` reads: tokens int32[R, W], depths int32[R, W], sees bool[R, W, W]."""
     tokens = np.zeros((rows, width), np.int32)
     depths = np.zeros((rows, width), np.int32)
     sees = np.zeros((rows, width, width), bool)

@@ -21,7 +21,7 @@ from cai_jax.mesh import fitted, mesh_of
 from cai_jax.models import kv_cache
 from cai_jax.models.attention import Part, cached_attention
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.kv_cache import KVCache
+from cai_jax.models.kv_cache import KVCache, Layer
 from cai_jax.models.layers import rotary_angles
 from cai_jax.models.transformer import Params
 
@@ -47,6 +47,10 @@ class Prefix:
 
     cache: KVCache
     length: jax.Array
+
+    def layer(self, number: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A layer's keys [K, 1, C, P] and values [K, 1, P, C], and the length."""
+        return self.cache.k[number], self.cache.v[number], self.length
 
 
 @flax.struct.dataclass
@@ -161,16 +165,38 @@ def forward(
     Returns:
       hidden [D, N] after the last norm, and what each layer's `attend` wants kept.
     """
-    x = jnp.take(params["embed"], ids, axis=0).astype(dtype).T
-    angles = rotary_angles(positions, config.head_dim, config.rope_theta)
-    cos, sin = (angle[:, 0].T for angle in angles)
+    x, angles = embedded(config, dtype, params["embed"], ids, positions)
     kept = []
     for number, layer in enumerate(params["layers"]):
-        q, k, v = _project(config, dtype, layer, x, cos, sin)
-        attended, keep = attend(number, q, k, v)
+        x, keep = block(config, dtype, layer, x, angles, functools.partial(attend, number))
         kept.append(keep)
-        x = _combine(config, dtype, layer, x, attended)
     return _norm(x, params["final_norm"], config.norm_eps, dtype), kept
+
+
+def embedded(
+    config: ModelConfig, dtype: jnp.dtype, embed: jax.Array, ids: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The residual stream [D, N] before the first layer, and cosines and sines [C/2, N]."""
+    cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+    return jnp.take(embed, ids, axis=0).astype(dtype).T, (cos[:, 0].T, sin[:, 0].T)
+
+
+def block(
+    config: ModelConfig,
+    dtype: jnp.dtype,
+    layer: Params,
+    x: jax.Array,
+    angles: tuple[jax.Array, jax.Array],
+    attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]],
+) -> tuple[jax.Array, Kept]:
+    """One layer of `forward`: the residual stream after it, and what `attend` wants kept."""
+    attended, keep = attend(*_project(config, dtype, layer, x, *angles))
+    return _combine(config, dtype, layer, x, attended), keep
+
+
+def final_logits(config: ModelConfig, dtype: jnp.dtype, params: Params, x: jax.Array) -> jax.Array:
+    """float32[N, V] from the residual stream [D, N] after the last layer."""
+    return logits(params, _norm(x, params["final_norm"], config.norm_eps, dtype))
 
 
 def logits(params: Params, hidden: jax.Array) -> jax.Array:
@@ -218,17 +244,17 @@ def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return rotated.astype(x.dtype)
 
 
-def shared_part(prefix: Prefix | None, layer: int) -> tuple[Part, ...]:
-    """What all rows read first, as parts to attend to."""
-    if prefix is None:
+def shared_part(shared: tuple[jax.Array, jax.Array, jax.Array] | None) -> tuple[Part, ...]:
+    """What all rows read first, of `Prefix.layer`, as parts to attend to."""
+    if shared is None:
         return ()
-    seen = jnp.arange(prefix.cache.length) < prefix.length
-    return (Part(prefix.cache.k[layer][:, 0], prefix.cache.v[layer][:, 0], seen[None, None]),)
+    k, v, length = shared
+    return (Part(k[:, 0], v[:, 0], (jnp.arange(v.shape[2]) < length)[None, None]),)
 
 
-def cached_part(own: KVCache, layer: int, mask: jax.Array) -> tuple[Part, ...]:
-    """What rows have read, as parts to attend to; none where nothing was."""
-    return (Part(own.k[layer], own.v[layer], mask),) if own.length else ()
+def cached_part(earlier: Layer, mask: jax.Array) -> tuple[Part, ...]:
+    """What rows have read as parts to attend to; none where nothing was."""
+    return (Part(*earlier, mask),) if earlier[1].shape[2] else ()
 
 
 def new_part(k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
@@ -259,7 +285,7 @@ def attend_and_write(
       [R, K, G, C], and the layer's keys and values with the new ones.
     """
     rows, number = jnp.arange(len(at)), jnp.arange(own.length)
-    held, shared = (own.k[layer], own.v[layer]), shared_part(prefix, layer)
+    held, shared = (own.k[layer], own.v[layer]), shared_part(prefix and prefix.layer(layer))
     q = q.swapaxes(0, 1)[:, :, None]
     if kv_cache.reads_first(mesh):
         one = new_part(*(x.swapaxes(0, 1)[:, :, None] for x in (k, v)), jnp.ones((1, 1, 1), bool))

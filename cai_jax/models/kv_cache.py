@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from cai_jax.mesh import constrain, fitted
 from cai_jax.models.config import ModelConfig
+
+Layer = tuple[jax.Array, jax.Array]  # keys and values
+Cached = TypeVar("Cached", "KVCache", Layer)
 
 AXES = ("kv_heads", "slots")  # names of the first axes of keys and of values
 
@@ -29,9 +34,14 @@ class KVCache:
     v: tuple[jax.Array, ...]
 
     @classmethod
-    def of_layers(cls, layers: list[tuple[jax.Array, jax.Array]]) -> KVCache:
+    def of_layers(cls, layers: list[Layer]) -> KVCache:
         """From each layer's (k, v)."""
         return cls(*map(tuple, zip(*layers, strict=True)))
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Each layer's (k, v)."""
+        return list(zip(self.k, self.v, strict=True))
 
     @property
     def slots(self) -> int:
@@ -57,8 +67,8 @@ def empty(
     return KVCache(tuple(zeros(k) for _ in layers), tuple(zeros(v) for _ in layers))
 
 
-def constrained(cache: KVCache, mesh: jax.sharding.Mesh | None) -> KVCache:
-    """In jitted code, the cache split over the mesh as `empty` splits it."""
+def constrained(cache: Cached, mesh: jax.sharding.Mesh | None) -> Cached:
+    """In jitted code, a cache or a layer's keys and values split over the mesh as `empty` does."""
     return jax.tree.map(lambda x: constrain(x, mesh, *AXES), cache)
 
 
@@ -80,10 +90,13 @@ def token_bytes(config: ModelConfig, dtype: jnp.dtype) -> int:
 
 def pick(cache: KVCache, slots: jax.Array, limit: int) -> KVCache:
     """The first `limit` positions of slots int32[R] in any order, repeated ones included."""
-    return KVCache(
-        tuple(k.at[:, slots, :, :limit].get(mode="clip") for k in cache.k),
-        tuple(v.at[:, slots, :limit].get(mode="clip") for v in cache.v),
-    )
+    return KVCache.of_layers([pick_layer(layer, slots, limit) for layer in cache.layers])
+
+
+def pick_layer(layer: Layer, slots: jax.Array, limit: int) -> Layer:
+    """`pick` of one layer."""
+    k, v = layer
+    return k.at[:, slots, :, :limit].get(mode="clip"), v.at[:, slots, :limit].get(mode="clip")
 
 
 def front(cache: KVCache, limit: int) -> KVCache:
@@ -104,21 +117,24 @@ def put_front(cache: KVCache, rows: KVCache) -> KVCache:
 
 def put(cache: KVCache, slots: jax.Array, rows: KVCache) -> KVCache:
     """Writes rows back to the beginnings of slots int32[R]; a slot of S or more is dropped."""
-    limit = rows.length
-    pairs = lambda name: zip(getattr(cache, name), getattr(rows, name), strict=True)  # noqa: E731
-    return KVCache(
-        tuple(old.at[:, slots, :, :limit].set(new, mode="drop") for old, new in pairs("k")),
-        tuple(old.at[:, slots, :limit].set(new, mode="drop") for old, new in pairs("v")),
+    both = zip(cache.layers, rows.layers, strict=True)
+    return KVCache.of_layers([put_layer(old, slots, new) for old, new in both])
+
+
+def put_layer(layer: Layer, slots: jax.Array, rows: Layer) -> Layer:
+    """`put` in one layer."""
+    (k, v), (new_k, new_v) = layer, rows
+    limit = new_v.shape[2]
+    return (
+        k.at[:, slots, :, :limit].set(new_k, mode="drop"),
+        v.at[:, slots, :limit].set(new_v, mode="drop"),
     )
 
 
 @jax.jit
 def write(
-    layer: tuple[jax.Array, jax.Array],
-    new: tuple[jax.Array, jax.Array],
-    slots: jax.Array,
-    places: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    layer: Layer, new: tuple[jax.Array, jax.Array], slots: jax.Array, places: jax.Array
+) -> Layer:
     """Writes tokens' keys and values into one layer.
 
     Args:
@@ -131,16 +147,4 @@ def write(
         # Indices on both sides of a slice put their axes first: [N, K, C].
         k.at[:, slots, :, places].set(new_k.astype(k.dtype), mode="drop"),
         v.at[:, slots, places].set(new_v.astype(v.dtype).swapaxes(0, 1), mode="drop"),
-    )
-
-
-def append(cache: KVCache, new: KVCache, slots: jax.Array, places: jax.Array) -> KVCache:
-    """`write` in all layers."""
-    return KVCache.of_layers(
-        [
-            write(layer, fresh, slots, places)
-            for layer, fresh in zip(
-                zip(cache.k, cache.v, strict=True), zip(new.k, new.v, strict=True), strict=True
-            )
-        ]
     )

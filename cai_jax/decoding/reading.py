@@ -1,0 +1,261 @@
+"""The engine's programs that read: forced tokens into slots, options behind them, and copies.
+
+Each calls one jitted layer after the other, so that a new size compiles a layer and not a stack of
+them; a call reads so many tokens that starting each layer from the host costs nothing. They work on
+R of the cache's S slots. Static are the model's shape, the compute dtype, the mesh and buffer
+sizes. On a mesh slots are split over data and fsdp and heads over tensor.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from cai_jax.mesh import constrain, fitted
+from cai_jax.models import kv_cache
+from cai_jax.models.attention import cached_attention
+from cai_jax.models.cached import (
+    Layout,
+    Prefix,
+    block,
+    cached_part,
+    embedded,
+    final_logits,
+    new_part,
+    shared_part,
+)
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.kv_cache import KVCache
+from cai_jax.models.transformer import Params
+
+LOGITS = ("slots", "vocab")  # names of the axes of the logits that are kept
+_STREAM = (None, "slots")  # of the residual stream [D, N]
+
+_STATIC = ("config", "dtype", "mesh")
+
+
+@flax.struct.dataclass
+class _Packed:
+    """Where the tokens of a call come from and go to, the same for all layers.
+
+    Attributes:
+      layout: of the list of N tokens in R rows.
+      slots: int32[R], distinct; S marks a row that is only padding.
+      lengths: int32[R], tokens already in each slot.
+      ends: int32[R], where each row ends in the list.
+      to, places: int32[N], the slot and position of each token; S for padding.
+    """
+
+    layout: Layout
+    slots: jax.Array
+    lengths: jax.Array
+    ends: jax.Array
+    to: jax.Array
+    places: jax.Array
+
+
+def no_logits(config: ModelConfig, slots: int, mesh: Mesh | None) -> jax.Array:
+    """What `extend` keeps logits in: zeros float32[S, V]."""
+    shape = (slots, config.vocab_size)
+    return jnp.zeros(shape, jnp.float32, device=fitted(mesh, shape, *LOGITS))
+
+
+def extend(
+    params: Params,
+    cache: KVCache,
+    last_logits: jax.Array,
+    prefix: Prefix | None,
+    slots: jax.Array,
+    lengths: jax.Array,
+    counts: jax.Array,
+    ids: jax.Array,
+    *,
+    config: ModelConfig,
+    dtype: jnp.dtype,
+    mesh: Mesh | None = None,
+    width: int,
+    limit: int,
+) -> tuple[KVCache, jax.Array]:
+    """Reads forced tokens into slots.
+
+    Args:
+      params: in the layout of `models.cached.unstacked`.
+      cache: of S slots; donated.
+      last_logits: float32[S, V], after each slot's newest token; donated.
+      prefix: shared by all rows, or None.
+      slots: int32[R], distinct; S marks a row that is only padding.
+      lengths: int32[R], tokens already in each slot.
+      counts: int32[R], how many each row reads; at most `width`.
+      ids: int32[N], the rows' tokens one after the other, then padding.
+      width: static; W.
+      limit: static; no row's slot holds more than this before.
+
+    Returns:
+      The cache and the logits, rows of `slots` brought up to date.
+    """
+    static = {"config": config, "dtype": dtype, "mesh": mesh}
+    packed = _pack(slots, lengths, counts, len(ids), width=width, total=cache.slots)
+    x, angles = _embed(params["embed"], ids, packed.places, _before(prefix), **static)
+    held = cache.layers
+    for n, layer in enumerate(params["layers"]):
+        shared = prefix and prefix.layer(n)
+        x, held[n] = _extend_layer(layer, held[n], shared, x, angles, packed, limit=limit, **static)
+    last_logits = _keep_logits(params, last_logits, x, packed, **static)
+    return KVCache.of_layers(held), last_logits
+
+
+@functools.partial(jax.jit, static_argnames=("tokens", "width", "total"))
+def _pack(
+    slots: jax.Array, lengths: jax.Array, counts: jax.Array, tokens: int, *, width: int, total: int
+) -> _Packed:
+    ends = jnp.cumsum(counts)
+    number = jnp.arange(tokens)
+    rows = jnp.searchsorted(ends, number, side="right")
+    offsets = number - (ends - counts).at[rows].get(mode="clip")
+    return _Packed(
+        layout=Layout.of(rows, offsets, slots.shape[0], width),
+        slots=slots,
+        lengths=lengths,
+        ends=ends,
+        to=slots.at[rows].get(mode="fill", fill_value=total),
+        places=lengths.at[rows].get(mode="clip") + offsets,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _embed(embed, ids, places, before, *, config, dtype, mesh):
+    x, angles = embedded(config, dtype, embed, ids.ravel(), places.ravel() + before)
+    angles = tuple(constrain(a, mesh, *_STREAM) for a in angles)
+    return constrain(x, mesh, *_STREAM), angles
+
+
+@functools.partial(jax.jit, static_argnames=(*_STATIC, "limit"), donate_argnames=("held",))
+def _extend_layer(layer, held, shared, x, angles, packed, *, config, dtype, mesh, limit):
+    """One layer of `extend`: the residual stream after it, and the layer's keys and values."""
+    layout, width = packed.layout, packed.layout.index.shape[1]
+    stand = (jnp.arange(limit) < packed.lengths[:, None])[:, None]
+    earlier = kv_cache.pick_layer(held, packed.slots, limit)
+    causal = jnp.tril(jnp.ones((width, width), bool))
+
+    def attend(q, k, v):
+        parts = (
+            *shared_part(shared),
+            *cached_part(earlier, stand),
+            new_part(layout.to_rows(k), layout.to_rows(v), causal),
+        )
+        after = kv_cache.write(held, (k, v), packed.to, packed.places)
+        return layout.to_list(cached_attention(layout.to_rows(q), parts)), after
+
+    x, held = block(config, dtype, layer, x, angles, attend)
+    return constrain(x, mesh, *_STREAM), kv_cache.constrained(held, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("last_logits",))
+def _keep_logits(params, last_logits, x, packed, *, config, dtype, mesh):
+    last = x.at[:, jnp.maximum(packed.ends - 1, 0)].get(mode="clip")
+    scores = final_logits(config, dtype, params, last)
+    return constrain(last_logits.at[packed.slots].set(scores, mode="drop"), mesh, *LOGITS)
+
+
+def _before(prefix: Prefix | None) -> jax.Array | np.int32:
+    """How many tokens stand before a row's own."""
+    return np.int32(0) if prefix is None else prefix.length
+
+
+def fork(
+    cache: KVCache, sources: jax.Array, targets: jax.Array, *, limit: int, mesh: Mesh | None = None
+) -> KVCache:
+    """Copies the first `limit` positions of slots to other slots; int32[R] each, S drops a row."""
+    return KVCache.of_layers(
+        [_fork_layer(held, sources, targets, limit=limit, mesh=mesh) for held in cache.layers]
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("limit", "mesh"), donate_argnames=("held",))
+def _fork_layer(held, sources, targets, *, limit, mesh):
+    copied = kv_cache.put_layer(held, targets, kv_cache.pick_layer(held, sources, limit))
+    return kv_cache.constrained(copied, mesh)
+
+
+def score(
+    params: Params,
+    cache: KVCache,
+    last_logits: jax.Array,
+    prefix: Prefix | None,
+    slots: jax.Array,
+    lengths: jax.Array,
+    nodes: jax.Array | None,
+    depths: jax.Array | None,
+    sees: jax.Array | None,
+    after: jax.Array,
+    ids: jax.Array,
+    *,
+    config: ModelConfig,
+    dtype: jnp.dtype,
+    mesh: Mesh | None = None,
+    limit: int,
+) -> jax.Array:
+    """Log-probabilities float32[R, E] of tokens of options, each after its context.
+
+    A row's options form a tree, so that what they have in common is read once, and all are read in
+    one pass behind the slot's cache, which is left as it was.
+
+    Args:
+      slots, lengths: int32[R], distinct rows and how much of each is context.
+      nodes: int32[R, W], the tokens that another token follows, padded at will. This and the next
+        two are None where every option is one token.
+      depths: int32[R, W], how many tokens of its option stand before a node.
+      sees: bool[R, W, W], which of its row's nodes a node attends to; itself, always.
+      after: int32[R, E], what each token follows: -1 is the context, else a node.
+      ids: int32[R, E], the tokens, padded at will.
+      limit: static; holds each row's context.
+    """
+    static = {"config": config, "dtype": dtype, "mesh": mesh}
+    x = None
+    if nodes is not None:
+        places = lengths[:, None] + depths
+        x, angles = _embed(params["embed"], nodes, places, _before(prefix), **static)
+        for n, (layer, held) in enumerate(zip(params["layers"], cache.layers, strict=True)):
+            shared = prefix and prefix.layer(n)
+            x = _score_layer(
+                layer, held, shared, x, angles, slots, lengths, sees, limit=limit, **static
+            )
+    return _edges(params, last_logits, x, slots, after, ids, **static)
+
+
+@functools.partial(jax.jit, static_argnames=(*_STATIC, "limit"))
+def _score_layer(
+    layer, held, shared, x, angles, slots, lengths, sees, *, config, dtype, mesh, limit
+):
+    """One layer of `score`: the residual stream [D, R W] after it."""
+    rows, width = sees.shape[:2]
+    stand = (jnp.arange(limit) < lengths[:, None])[:, None]
+    earlier = kv_cache.pick_layer(held, slots, limit)
+
+    def in_rows(x):
+        return jnp.moveaxis(x.reshape(rows, width, *x.shape[1:]), 2, 0)
+
+    def attend(q, k, v):
+        q, k, v = map(in_rows, (q, k, v))
+        parts = (*shared_part(shared), *cached_part(earlier, stand), new_part(k, v, sees))
+        out = jnp.moveaxis(cached_attention(q, parts), 0, 2)
+        return out.reshape(rows * width, *out.shape[2:]), None
+
+    x, _ = block(config, dtype, layer, x, angles, attend)
+    return constrain(x, mesh, *_STREAM)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _edges(params, last_logits, x, slots, after, ids, *, config, dtype, mesh):
+    scores = last_logits.at[slots].get(mode="clip")[:, None]
+    if x is not None:
+        nodes = final_logits(config, dtype, params, x)
+        scores = jnp.concatenate([scores, nodes.reshape(len(slots), -1, nodes.shape[-1])], 1)
+    total = jax.nn.logsumexp(scores, -1)
+    row = jnp.arange(len(slots))[:, None]
+    return constrain(scores[row, after + 1, ids] - total[row, after + 1], mesh)
