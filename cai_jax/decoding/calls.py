@@ -79,9 +79,9 @@ class Calls:
     def fork(self, pairs: list[tuple[int, int]], longest: int) -> None:
         """Copies the first `longest` positions of slots to slots, (from, to)."""
         limit = bucket(longest, self._limits)
-        for start in range(0, len(pairs), self.row_counts[-1]):
-            part = pairs[start : start + self.row_counts[-1]]
-            rows = bucket(len(part), self.row_counts)
+        for start in range(0, len(pairs), self.slots):
+            part = pairs[start : start + self.slots]
+            rows = min(1 << (len(part) - 1).bit_length(), self.slots)
             self._note("fork", rows, limit)
             self._cache = reading.fork(
                 self._cache,

@@ -91,7 +91,8 @@ def answer(
     ]
     # The KL is that of the distributions that were sampled from; greedy answers have none.
     at = (engine.config, texts, settings.batch_size, settings.temperature or 1.0)
-    own, start = (response_logprobs(params, *at) for params in (engine.params, initial))
+    start = response_logprobs(initial, *at)
+    own = start if engine.params is initial else response_logprobs(engine.params, *at)
     drift = iter(float((a - b).sum()) for a, b in zip(own, start, strict=True))
     return [
         Answer(

@@ -16,6 +16,7 @@ from typing import TypeVar
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cai_jax.mesh import fitted, mesh_of
 from cai_jax.models import kv_cache
@@ -101,7 +102,7 @@ def unstacked(params: Params) -> Params:
     """
     mesh = mesh_of(params)
     if mesh is None:
-        tree = jax.jit(_apart)(params) | {"embed": params["embed"]["embedding"]}  # no copy of it
+        tree = _apart(params)
     else:
         shardings = decode_shardings(jax.eval_shape(_apart, params), mesh)
         tree = jax.jit(_apart, out_shardings=shardings)(params)
@@ -126,23 +127,24 @@ def abstract_unstacked(params: Params, mesh: jax.sharding.Mesh, dtype: jnp.dtype
 
 
 def _apart(params: Params) -> Params:
-    stack = params["layers"]
-    inputs = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}  # axes of the input
-
-    def layer(n: int) -> Params:
-        norms = {name: stack[name]["scale"][n] for name in ("attention_norm", "mlp_norm")}
-        kernels = {name: stack[name]["kernel"][n] for name in inputs}
-        axes = {name: tuple(range(inputs[name])) for name in inputs}
-        last = {name: tuple(range(-inputs[name], 0)) for name in inputs}
-        return norms | {k: jnp.moveaxis(w, axes[k], last[k]) for k, w in kernels.items()}
-
+    layers = range(len(params["layers"]["attention_norm"]["scale"]))
     embedding = params["embed"]["embedding"]
     return {
         "embed": embedding,
         "head": params["lm_head"]["kernel"].T if "lm_head" in params else embedding,
         "final_norm": params["final_norm"]["scale"],
-        "layers": tuple(layer(n) for n in range(len(stack["attention_norm"]["scale"]))),
+        "layers": tuple(_layer(params["layers"], np.int32(n)) for n in layers),
     }
+
+
+@jax.jit
+def _layer(stack: Params, n: jax.Array) -> Params:
+    inputs = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}  # axes of the input
+    norms = {name: stack[name]["scale"][n] for name in ("attention_norm", "mlp_norm")}
+    kernels = {name: stack[name]["kernel"][n] for name in inputs}
+    axes = {name: tuple(range(inputs[name])) for name in inputs}
+    last = {name: tuple(range(-inputs[name], 0)) for name in inputs}
+    return norms | {k: jnp.moveaxis(w, axes[k], last[k]) for k, w in kernels.items()}
 
 
 def forward(

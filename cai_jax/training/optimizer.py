@@ -152,7 +152,9 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
         return state._replace(mu=mu, nu=nu)
 
     def init(params):
-        return store(inner.init(params))
+        state = inner.init(params)  # of zeros, which need no rounding
+        mu, nu = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (state.mu, state.nu))
+        return state._replace(mu=mu, nu=nu)
 
     def update(updates, state, params=None):
         updates, state = inner.update(updates, load(state), params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,24 @@ def read_gguf(path: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
       OSError: the file cannot be read.
     """
     path = Path(path)
+    stat = path.stat()
+    config, tensors, tokenizer, template = _opened(path, stat.st_mtime_ns, stat.st_size)
+    heads = {"attn_q.weight": config.heads, "attn_k.weight": config.kv_heads}
+
+    def read(name: str) -> np.ndarray:
+        array = gguf.quants.dequantize(*tensors[name][:2]).reshape(tensors[name][2])
+        kind = name.split(".", 2)[-1]
+        return _rotary_rows(array, heads[kind]) if kind in heads else array
+
+    return config, names.assemble(config, "gguf", read), tokenizer, template
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: Path, *version: int) -> tuple[ModelConfig, dict[str, tuple], Tokenizer, str]:
+    """What a file holds: (data, type, shape) of each tensor, its data still on disk.
+
+    A run reads its model several times; the vocabulary, which takes longest, only once.
+    """
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise WeightsError(f"{path} is not a GGUF file; give a .gguf file or a directory")
@@ -53,16 +72,8 @@ def read_gguf(path: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
             f"{path} has {tokenizer.vocab_size} tokens but embeddings for {config.vocab_size}; "
             "get the file again"
         )
-    heads = {"attn_q.weight": config.heads, "attn_k.weight": config.kv_heads}
-
-    def read(name: str) -> np.ndarray:
-        tensor = tensors[name]
-        array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shapes[name])
-        kind = name.split(".", 2)[-1]
-        return _rotary_rows(array, heads[kind]) if kind in heads else array
-
-    params = names.assemble(config, "gguf", read)
-    return config, params, tokenizer, metadata.get("tokenizer.chat_template")
+    stored = {name: (t.data, t.tensor_type, shapes[name]) for name, t in tensors.items()}
+    return config, stored, tokenizer, metadata.get("tokenizer.chat_template")
 
 
 def _config(metadata: dict[str, Any], shapes: dict, path: Path) -> ModelConfig:
