@@ -16,7 +16,8 @@ def card(dataset: Dataset, folder: Path, against: Path | None = None) -> str:
     """The card of a data set, then a paragraph for each of its files.
 
     Args:
-      folder: of the publisher's files; a file for a data set of the user's.
+      folder: of the publisher's files; a file for a data set of the user's, or its `home`, where
+        there is nothing to count.
       against: another file of the same form, whose first human turns are looked for in each half.
 
     Raises:
@@ -34,7 +35,8 @@ def card(dataset: Dataset, folder: Path, against: Path | None = None) -> str:
     ):
         lines += textwrap.wrap(f"  {name:<9}{text}", 100, subsequent_indent=" " * 11)
     if not dataset.files:
-        return "\n".join(lines + (_counts(dataset, folder, against) if folder.is_file() else []))
+        own = [] if folder == dataset.home else _counts(dataset, folder, against)
+        return "\n".join(lines + own)
     paths = dataset.paths(folder)
     for split, file in dataset.files:
         if split in paths:
