@@ -113,7 +113,8 @@ def test_a_missing_field_and_a_missing_file(twin):
         cai_paper.harmful_vs_ethical(twin)
     file.unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"has no evals/HarmfulVsEthical\.jsonl; get it from"
+        FileNotFoundError,
+        match=r"has no evals/HarmfulVsEthical\.jsonl; get it with `cai-jax fetch` or from github",
     ):
         cai_paper.harmful_vs_ethical(twin)
 

@@ -64,8 +64,9 @@ def find(file: Published, folder: Path) -> Path:
     """
     found = at_hand(file, folder)
     if found is None:
+        how = "with `cai-jax fetch` or " if file.url else ""
         raise FileNotFoundError(
-            f"{folder} has no {file.path}; get it from {file.home} and give its folder."
+            f"{folder} has no {file.path}; get it {how}from {file.home} and give its folder."
         )
     return found
 
