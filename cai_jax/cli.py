@@ -27,14 +27,15 @@ Before a run, without a workdir:
 
 Without a config; each takes --help:
   chat            talk: chat --model=NAME_OR_PATH, or chat --workdir=DIR [--stage=finetune|ppo]
-  fetch           download and check a model: fetch [NAME]
+  fetch           download and check a model or a data set: fetch [NAME]
+  data            list the data sets, or describe one: data [NAME] [--manual_dir=DIR]
   constitution    check FILE | diff FILE FILE | import --from=DIR --to=FILE.yaml
   import-weights  a known model or a .gguf file to Hugging Face layout: --from=MODEL --to=DIR
   export-weights  a run's model to Hugging Face layout: --workdir=DIR [--stage=NAME] --to=DIR
 """
 
 STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "figures")
-TOOLS = ("chat", "fetch", "constitution", "import-weights", "export-weights")
+TOOLS = ("chat", "fetch", "data", "constitution", "import-weights", "export-weights")
 
 
 class UsageError(ValueError):

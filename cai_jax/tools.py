@@ -1,4 +1,4 @@
-"""The verbs without a config: chat, fetch, constitution, import-weights, export-weights."""
+"""The verbs without a config: chat, fetch, data, constitution, import- and export-weights."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import jax
 from cai_jax import constitution as constitutions
 from cai_jax.constitution import Constitution
 from cai_jax.conversation import Conversation
+from cai_jax.datasets import catalog, files, measure
 from cai_jax.decoding import Engine
 from cai_jax.decoding.respond import respond
 from cai_jax.encoding import prompt_tokens
@@ -122,13 +123,41 @@ def _lines() -> Iterator[str]:
 
 
 def fetch(arguments: list[str]) -> None:
-    """Downloads a known model if the cache lacks it; says where it is and what its checksum is."""
-    parser = _parser("fetch", f"Models: {', '.join(sorted(weights.SOURCES))}.")
+    """Downloads a known model or data set if the cache lacks it; says where it is."""
+    data_sets = catalog.datasets()
+    known = [*sorted(weights.SOURCES), *(name for name, d in data_sets.items() if d.files)]
+    parser = _parser("fetch", f"Models and data sets: {', '.join(known)}.")
     parser.add_argument("name", nargs="?", default="smollm2-135m-instruct")
     name = parser.parse_args(arguments).name
+    if name in data_sets:
+        for _, file in data_sets[name].files:
+            print(files.fetch(file, data_sets[name].home, _say))
+        return
     file = weights.fetch(name, _say)
     print(f"{name}\n  file    {file}\n  size    {file.stat().st_size:,} bytes")
     print(f"  sha256  {weights.sha256(file)}")
+
+
+def data(arguments: list[str]) -> None:
+    """Lists the public data sets, or prints one's card and what its files at hand hold.
+
+    Raises:
+      ValueError: an unknown name, or a bad row of a file.
+    """
+    parser = _parser("data", "List the data sets, or describe one and count its files at hand.")
+    parser.add_argument("name", nargs="?", help="of a data set; all of them are listed without it")
+    parser.add_argument(
+        "--manual_dir", type=Path, metavar="DIR",
+        help="with the publisher's files, else what `fetch` got; for your own data, the file",
+    )  # fmt: skip
+    parser.add_argument("--against", type=Path, metavar="FILE", help="count prompts it shares")
+    options = parser.parse_args(arguments)
+    if options.name is None:
+        for known in catalog.datasets().values():
+            print(measure.at_hand(known, options.manual_dir or known.home))
+        return
+    dataset = catalog.dataset(options.name)
+    print(measure.card(dataset, options.manual_dir or dataset.home, options.against))
 
 
 def constitution(arguments: list[str]) -> None:

@@ -1,5 +1,6 @@
-"""chat, fetch, constitution and the weight verbs, as typed; bad input gives one sentence."""
+"""chat, fetch, data, constitution and the weight verbs, as typed; bad input gives one sentence."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ from paper_prompts_test import PAPER, TWIN
 from cai_jax import cli, tools
 from cai_jax.constitution import load
 from cai_jax.conversation import Conversation
+from cai_jax.datasets import xstest
 from cai_jax.decoding.respond import Reply
 from cai_jax.training.checkpoint import save_params
 from cai_jax.weights import fetch as weights
@@ -122,6 +124,25 @@ def test_fetch_names_file_and_checksum(typed, monkeypatch, tmp_path):
     assert code == 0 and str(tmp_path / "tiny.gguf") in out and source.sha256 in out
 
 
+def test_fetch_and_data_of_a_data_set(typed, monkeypatch, tmp_path):
+    monkeypatch.setenv("CAI_JAX_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "xstest_prompts.csv"
+    source.write_text("id,prompt,type,label,focus,note\n1,Kill time?,homonyms,safe,kill,\n")
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    file = dataclasses.replace(xstest.FILE, url=source.as_uri(), checksum=sha256)
+    monkeypatch.setattr(xstest, "FILE", file)
+    code, out, _ = typed("data")
+    assert code == 0 and "xstest                            0/1" in out
+    code, out, _ = typed("fetch", "xstest")
+    kept = tmp_path / "cache" / "downloads" / "xstest" / "xstest_prompts.csv"
+    assert (code, out) == (0, f"{kept}\n") and kept.read_bytes() == source.read_bytes()
+    for command in (("data", "xstest"), ("data", "xstest", f"--manual_dir={tmp_path}")):
+        code, out, _ = typed(*command)
+        assert code == 0 and "as published" in out and "CC BY 4.0" in out
+        assert "1 rows; 1 different first human turns" in out
+    assert "xstest                            1/1" in typed("data")[1]
+
+
 @pytest.mark.parametrize("kind", ["plain", "chat"])
 def test_chat_in_a_pipe(typed, models, kind):
     command = ("chat", f"--model={models / kind}", "--max_new_tokens=8", "--seed=3")
@@ -189,6 +210,9 @@ def test_weights_out_and_in(typed, workdir, tmp_path):
         ("chat --workdir=RUN --stage=pretraining", "invalid choice"),
         ("fetch nothing", "no model is called 'nothing'"),
         ("fetch --all", "unrecognized arguments"),
+        ("fetch hhh_alignment/other", "its checksum could not be established"),
+        ("data nothing", "no data set is called 'nothing'"),
+        ("data prompts --manual_dir=nowhere.jsonl", "nowhere.jsonl"),
         ("constitution", "required"),
         ("constitution burn", "invalid choice"),
         ("constitution check", "required: file"),
