@@ -11,19 +11,19 @@ from cai_jax import principles
 from cai_jax.conversation import Conversation, PaperFormat
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding import Engine
+from cai_jax.labels import first_of_two
 from cai_jax.principles import (
     ComparisonExample,
     ComparisonPrinciple,
     CritiquePrinciple,
     ReasonedExample,
 )
+from cai_jax.questions import Pair
 from cai_jax.records import Provenance, Response
 from cai_jax.script import Choose, Force, Sample
 from cai_jax.stages.ai_feedback import (
-    Pair,
     Settings,
     compare,
-    first_of_two,
     label_pairs,
     pairs_of,
     sample_pairs,
@@ -31,7 +31,9 @@ from cai_jax.stages.ai_feedback import (
 
 SETTINGS = Settings(
     response_tokens=5, temperature=1.0, top_p=1.0, mode="multiple_choice", few_shots=1,
-    both_orders=True, clamp=(0.0, 1.0), chain_tokens=9, chain_temperature=0.5, shard_size=2,
+    plain_text=False, principles="drawn", both_orders=True, chains=1, target="soft",
+    clamp=(0.0, 1.0), sharpness=1.0, per_token=False, chain_tokens=9, chain_temperature=0.5,
+    shard_size=2,
 )  # fmt: skip
 CONSTITUTION = principles.build(
     "test",
@@ -124,13 +126,6 @@ def test_the_clamp_of_chain_of_thought(preference, expected):
     for label in labels(engine, PaperFormat(), mode="chain_of_thought", clamp=(0.4, 0.6)):
         assert label.prob_a == pytest.approx(expected, abs=1e-5)
         assert label.first_prob_a == pytest.approx(1 / (1 + math.exp(-preference)))
-
-
-def test_far_away_log_probs_stay_finite():
-    assert first_of_two(-1000.0, 0.0) == pytest.approx(0.0, abs=1e-300)
-    assert first_of_two(0.0, -1000.0) == 1.0
-    assert first_of_two(-3.0, -3.0) == 0.5
-    assert first_of_two(math.log(0.03), math.log(0.01)) == pytest.approx(0.75)
 
 
 def test_the_questions_segments(form):
