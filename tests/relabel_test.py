@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import zlib
 
@@ -218,3 +219,20 @@ def test_the_command(labelled, capsys, monkeypatch):
     assert "changes what the feedback model is asked" in capsys.readouterr().err
     assert cli.main(["revise", *argv[1:]]) == 2
     assert "relabel" in capsys.readouterr().err
+
+
+def test_a_real_run_goes_on_from_the_new_labels(finished, tiny_cache, tmp_path, capsys):
+    """`compare` then takes itself for finished; what was made from the old labels does not."""
+    experiment, workdir = finished
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    hard = "--config.compare.target=hard"
+    before = read_records(copy / "compare" / "comparisons", Comparison)
+    assert tiny_run.run(experiment.command("compare", copy, hard, "--relabel"), tiny_cache) == 0
+    after = read_records(copy / "compare" / "comparisons", Comparison)
+    assert {r.prob_a for r in after} <= {0.0, 0.5, 1.0}
+    assert [r.option_logprobs for r in after] == [r.option_logprobs for r in before]
+    assert tiny_run.run(experiment.command("compare", copy, hard), tiny_cache) == 0
+    assert "AI feedback: finished in a former run" in capsys.readouterr().out
+    assert tiny_run.run(experiment.command("train-pm", copy, hard), tiny_cache) == 2
+    assert "was made with another compare" in capsys.readouterr().err
