@@ -21,6 +21,10 @@ A whole run, or one stage of it; each continues where a former run stopped:
   evaluate      compare the start, SL-CAI and RL-CAI on held-out prompts
   figures       draw the figures again, from the records
   --force       with a stage whose settings changed: throw it away and make it again
+  --relabel     with compare: make the labels again from the answers in the records, no model
+
+On its own, with experiments/label_ablation.py:
+  label-ablation  ask about the same pairs in every label mode, and print how good the labels are
 
 Before a run, without a workdir:
   doctor        show one example of every stage token by token, and check that all fits together
@@ -55,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if verb == "run" or verb in STAGES:
             _run(verb, rest)
+        elif verb == "label-ablation":
+            _label_ablation(rest)
         elif verb == "doctor":
             _doctor(rest)
         elif verb in TOOLS:
@@ -64,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
                 keep_compiled_programs()
             getattr(tools, verb.replace("-", "_"))(rest)
         else:
-            known = ", ".join(("run", *STAGES, "doctor", *TOOLS))
+            known = ", ".join(("run", *STAGES, "label-ablation", "doctor", *TOOLS))
             raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
     except KeyboardInterrupt:
         print("\nStopped; run the same command again to continue.", file=sys.stderr)
@@ -78,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(verb: str, arguments: list[str]) -> None:
+    if verb == "compare" and "--relabel" in arguments:
+        return _relabel([a for a in arguments if a != "--relabel"])
     config, workdir, force = parse(arguments)
     from cai_jax import pipeline, report
     from cai_jax.mesh import start_multihost
@@ -104,6 +112,31 @@ def _run(verb: str, arguments: list[str]) -> None:
             verbs[name](run)
         if verb in ("run", "evaluate"):
             report.table(run)
+
+
+def _relabel(arguments: list[str]) -> None:
+    config, workdir, _ = parse(arguments)
+    from cai_jax.progress import Progress
+    from cai_jax.relabel import relabel
+    from cai_jax.settings import run_settings
+    from cai_jax.workdir import Workdir
+
+    with Progress() as progress:
+        relabel(run_settings(config), Workdir(workdir), progress)
+
+
+def _label_ablation(arguments: list[str]) -> None:
+    config, workdir, force = parse(arguments)
+    from cai_jax import label_ablation
+    from cai_jax.mesh import start_multihost
+    from cai_jax.progress import Progress
+    from cai_jax.workdir import Workdir
+
+    settings, modes = label_ablation.settings_of(config)
+    keep_compiled_programs()
+    start_multihost()
+    with Progress() as progress:
+        label_ablation.run(settings, modes, Workdir(workdir, force), progress)
 
 
 def _doctor(arguments: list[str]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cai_jax.datasets import prompts as shipped
+from cai_jax.evaluation.labels import of_comparisons
+from cai_jax.labels import label, raw_of
 from cai_jax.progress import Stage
 from cai_jax.records import Comparison, Response, Revision
 from cai_jax.run import Run
@@ -86,7 +88,11 @@ def compare(run: Run) -> None:
             folder / "comparisons", run.settings.seed, f"{judge.name}@{judge.fingerprint}",
             run.provenance, counter(bar),
         )  # fmt: skip
-    run.workdir.finish("compare", {"comparisons": len(comparisons)})
+    ids = [p.id for p in run.constitution.comparison]
+    made = [(record, label(s, raw_of(record), ids)) for record in comparisons]
+    report, summary = of_comparisons(s, made, ids, run.settings.seed)
+    run.workdir.write_json("compare/labels.json", report)
+    run.workdir.finish("compare", summary)
 
 
 def train_pm(run: Run) -> None:

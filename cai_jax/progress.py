@@ -43,13 +43,13 @@ class ResultRow:
     Attributes:
       label: what is measured, its direction included, such as "refusal rate".
       cells: one estimate for each column; None where it does not apply.
-      style: "share" shows percent, "number" two decimals, "whole" none.
+      style: "share" shows percent, "number" two decimals, "whole" none; or one for each cell.
       note: a footnote, printed below the table under a number.
     """
 
     label: str
     cells: tuple[Estimate | None, ...]
-    style: str
+    style: str | tuple[str, ...]
     note: str = ""
 
 
@@ -240,10 +240,13 @@ class Progress:
                     f"Row {row.label!r} has {len(row.cells)} cells for {len(columns)} columns."
                 )
             mark = f" [{notes.index(row.note) + 1}]" if row.note else ""
+            styles = row.style
+            if isinstance(styles, str):
+                styles = (styles,) * len(columns)
             sizes = sorted({cell.n for cell in row.cells if cell is not None})
             table.add_row(
                 Text(_visible(row.label + mark)),
-                *(format_estimate(cell, row.style) for cell in row.cells),
+                *map(format_estimate, row.cells, styles),
                 "-".join(str(n) for n in sizes[:: max(1, len(sizes) - 1)]),
             )
         self.console.print(table)

@@ -106,17 +106,38 @@ class Revision(Record):
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked(Record):
+    """One question that a feedback model was asked about a pair.
+
+    Attributes:
+      principle: the ComparisonPrinciple's id, or "*" for the whole constitution at once.
+      shown: what the model saw: both responses in this order ("AB", "BA"), one of them ("A", "B"),
+        or a system prompt that asks for the best or the worst answer ("best", "worst").
+      chain: which of several chains of thought, from 0.
+    """
+
+    principle: str
+    shown: str
+    chain: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison(Record):
     """Two responses to a prompt and the probability that (A) is better (section 4.1).
 
     Attributes:
-      prob_a: the label that trains the preference model, after averaging or clamping.
-      principle: the drawn ComparisonPrinciple's id; empty for a human label.
+      prob_a: the label that trains the preference model; what `labels.label` makes of the raw
+        answers under the run's settings.
+      principle: the ComparisonPrinciple's id that was drawn for the pair, whether or not it alone
+        was asked; empty for a human label.
       labeler: name of the feedback model, or who labelled.
-      mode: how the label was made, such as "multiple_choice" or "chain_of_thought".
-      option_logprobs: for each order asked, the raw log-probabilities in nats of (A) and of (B).
+      mode: how the label was made, one of `labels.MODES`, or "human".
+      option_logprobs: for each question asked, the raw log-probabilities in nats of its options.
       swapped_prob_a: the probability of the same response_a when it was shown as (B), where asked.
       source: "ai" or "human".
+      asked: the question that each of `option_logprobs` answers. Empty in older records, which
+        were asked under the drawn principle, in the order "AB" and, where asked again, "BA".
+      response_tokens: in contrastive mode, how many tokens each response has; else empty.
     """
 
     id: str
@@ -132,6 +153,8 @@ class Comparison(Record):
     swapped_prob_a: float | None
     source: Literal["ai", "human"]
     provenance: Provenance
+    asked: tuple[Asked, ...] = ()
+    response_tokens: tuple[int, ...] = ()
 
 
 def to_json(record: Any) -> dict:
@@ -144,6 +167,8 @@ def from_json(cls: type[T], obj: Any, where: str = "") -> T:
 
     Args:
       where: file and line, to begin an error message with.
+
+    Fields with a default may be missing, as they are in records of before they were added.
 
     Raises:
       ValueError: one sentence naming `where` and the unknown, missing or wrong field.
@@ -268,15 +293,15 @@ def _decode_fields(cls: type, value: Any, where: str, name: str, fail) -> Any:
     if not isinstance(value, dict):
         raise fail("a JSON object")
     prefix = f"{name}." if name else ""
-    fields = [f.name for f in dataclasses.fields(cls)]
-    for field in fields:
-        if field not in value:
+    fields = {f.name: f.default is dataclasses.MISSING for f in dataclasses.fields(cls)}
+    for field, needed in fields.items():
+        if needed and field not in value:
             raise ValueError(f"{where}{cls.__name__} lacks the field {prefix}{field}.")
     for field in value:
         if field not in fields:
             raise ValueError(f"{where}{cls.__name__} has no field {prefix}{field}; remove it.")
     hints = _hints(cls)
-    values = {f: _decode(hints[f], value[f], where, prefix + f) for f in fields}
+    values = {f: _decode(hints[f], v, where, prefix + f) for f, v in value.items()}
     try:
         return cls(**values)
     except ValueError as error:

@@ -18,10 +18,12 @@ from cai_jax.figures import ppo as ppo_figure
 from cai_jax.figures.elo import EloPlane, EloPoint
 from cai_jax.figures.pm_by_revision import PmByRevision
 from cai_jax.figures.ppo import PpoCurve
+from cai_jax.labels import label, raw_of
 from cai_jax.models.scoring import score_texts
 from cai_jax.models.transformer import Params
 from cai_jax.pipeline import counter, read_records
 from cai_jax.progress import ResultRow
+from cai_jax.questions import Pair
 from cai_jax.records import Comparison, Revision
 from cai_jax.run import Run
 from cai_jax.shards import Shards
@@ -44,7 +46,7 @@ def evaluate(run: Run) -> None:
     folder, s = run.workdir.path / "evaluation", run.settings.evaluate
     perplexity = _answer(run, folder)
     answers = Shards(folder / "answers", len(SNAPSHOTS)).read(snapshots.Answer)
-    labels = {mode: _label_quality(run, mode, folder) for mode in ai_feedback.MODES}
+    labels = {mode: _label_quality(run, mode, folder) for mode in _label_modes(run)}
     pm = run.params_of("preference_model")
     with run.progress.stage("preference-model scores", 3, "sets") as bar:
         texts = [(a.prompt, a.response) for a in answers]
@@ -100,12 +102,17 @@ def _answer(run: Run, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return perplexity
 
 
+def _label_modes(run: Run) -> list[str]:
+    """The run's own label mode first, then the paper's."""
+    return list(dict.fromkeys((run.settings.compare.mode, "multiple_choice", "chain_of_thought")))
+
+
 def _label_quality(run: Run, mode: str, folder: Path) -> dict[str, Interval]:
     """How a label mode does on the clear-cut pairs; which response is shown first is drawn."""
     judge, known = run.feedback, run.data.label_pairs
     firsts = [hashlib.sha256(p.id.encode()).digest()[0] % 2 == 0 for p in known]
     pairs = [
-        ai_feedback.Pair(p.id, p.prompt, *((p.better, p.worse) if f else (p.worse, p.better)))
+        Pair(p.id, p.prompt, *((p.better, p.worse) if f else (p.worse, p.better)))
         for p, f in zip(known, firsts, strict=True)
     ]
     kept = folder / f"labels-{mode}.json"
@@ -176,10 +183,12 @@ def _pm_quality(run: Run, pm: Params) -> dict[str, Interval]:
 def _training_labels(run: Run) -> dict[str, Interval]:
     """What the labels that trained the PM look like."""
     records = read_records(run.workdir.path / "compare" / "comparisons", Comparison)
-    first = [ai_feedback.first_of_two(*r.option_logprobs[0]) for r in records]
-    swapped = [r.swapped_prob_a for r in records]
+    ids = [p.id for p in run.constitution.comparison]
+    made = [label(run.settings.compare, raw_of(r), ids) for r in records]
+    swapped = [m.swapped_prob_a for m in made]
     if None in swapped:  # asked in one order only
         return {}
+    first = [m.first_prob_a for m in made]
     return results.label_statistics([r.prob_a for r in records], first, swapped, run.settings.seed)
 
 
@@ -245,11 +254,10 @@ def table(run: Run) -> None:
         for name, value in found["preference_model"].items()
     ]
     run.progress.results_table("The preference model's accuracy", ("accuracy",), rows)
-    modes = [run.settings.compare.mode]
-    modes += [mode for mode in ai_feedback.MODES if mode not in modes]
+    modes = _label_modes(run)
     rows = [
-        ResultRow(name, tuple(_interval(found["labels"][m][name]) for m in modes), _style(name))
-        for name in found["labels"][modes[0]]
+        ResultRow(name, tuple(_interval(found["labels"][m].get(name)) for m in modes), _style(name))
+        for name in found["labels"]["multiple_choice"]
     ]
     titles = [mode.replace("_", " ") for mode in modes]
     run.progress.results_table("The feedback model's labels on clear-cut pairs", titles, rows)

@@ -159,6 +159,29 @@ _RANGES = (
 )
 
 
+def check_ranges(settings: Any) -> None:
+    """Raises ConfigError where a number of one of the settings' groups is out of its range."""
+    for names, (least, most) in _RANGES:
+        for name in names.split():
+            if not hasattr(settings, name.split(".")[0]):
+                continue
+            value = operator.attrgetter(name)(settings)
+            if not least <= value <= most:
+                wanted = f"at least {least}" if most == math.inf else f"in [{least}, {most}]"
+                raise ConfigError(f"config.{name} is {value}; it must be {wanted}.")
+
+
+def check_machine(settings: Any) -> None:
+    """Raises ConfigError unless `mesh` and `dtype` are such as there are."""
+    for axis, size in dataclasses.asdict(settings.mesh).items():
+        if size < 1 and size != -1:
+            raise ConfigError(f"config.mesh.{axis} is {size}; it must be at least 1, or -1.")
+    if settings.dtype not in ("float32", "bfloat16"):
+        raise ConfigError(
+            f"config.dtype is '{settings.dtype}'; it must be 'float32' or 'bfloat16'."
+        )
+
+
 def run_settings(config: Mapping[str, Any]) -> RunSettings:
     """A checked run, fields against each other too.
 
@@ -166,12 +189,7 @@ def run_settings(config: Mapping[str, Any]) -> RunSettings:
       ConfigError: naming the key.
     """
     settings = build(RunSettings, config)
-    for names, (least, most) in _RANGES:
-        for name in names.split():
-            value = operator.attrgetter(name)(settings)
-            if not least <= value <= most:
-                wanted = f"at least {least}" if most == math.inf else f"in [{least}, {most}]"
-                raise ConfigError(f"config.{name} is {value}; it must be {wanted}.")
+    check_ranges(settings)
     for group in ("revise", "compare", "evaluate"):
         if getattr(settings, group).top_p == 0:
             raise ConfigError(f"config.{group}.top_p is 0.0; it must be above 0.")
@@ -181,11 +199,5 @@ def run_settings(config: Mapping[str, Any]) -> RunSettings:
             raise ConfigError(
                 f"config.{group}.remat is '{remat}'; it must be one of {', '.join(REMAT)}."
             )
-    for axis, size in dataclasses.asdict(settings.mesh).items():
-        if size < 1 and size != -1:
-            raise ConfigError(f"config.mesh.{axis} is {size}; it must be at least 1, or -1.")
-    if settings.dtype not in ("float32", "bfloat16"):
-        raise ConfigError(
-            f"config.dtype is '{settings.dtype}'; it must be 'float32' or 'bfloat16'."
-        )
+    check_machine(settings)
     return settings

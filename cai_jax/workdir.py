@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -10,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +74,16 @@ class Workdir:
         Raises:
           WorkdirError: the folder holds the stage made from something else.
         """
+        self._settle(stage)
         folder, removed = self.path / stage, self.path / f".{stage}.removed"
         made_from = folder / "inputs.json"
         text = _json(inputs)
         if made_from.exists() and made_from.read_text() != text:
-            changed = _changed(json.loads(made_from.read_text()), json.loads(text))
+            difference = changed(json.loads(made_from.read_text()), json.loads(text))
             if not self.force:
                 raise WorkdirError(
-                    f"{folder} was made with another {changed}; give a new --workdir, or --force "
-                    "to throw this stage away and make it again."
+                    f"{folder} was made with another {difference}; give a new --workdir, or "
+                    "--force to throw this stage away and make it again."
                 )
             # Out of sight in one step: a kill in between must not leave half of an old stage.
             shutil.rmtree(removed, ignore_errors=True)
@@ -99,8 +102,41 @@ class Workdir:
         write_atomically(self.path / stage / "done.json", _json(summary).encode())
         self._drop_checkpoints(stage)
 
+    @contextlib.contextmanager
+    def remade(self, stage: str) -> Iterator[Path]:
+        """A copy of a stage's folder to change, which takes its place all at once.
+
+        After a kill or an error the stage is as it was, or as it should become.
+        """
+        self._settle(stage)
+        folder, removed = self.path / stage, self.path / f".{stage}.removed"
+        draft = self.path / f".{stage}.draft"
+        for old in (draft, removed):
+            shutil.rmtree(old, ignore_errors=True)
+        try:
+            shutil.copytree(folder, draft)
+            yield draft
+            draft.rename(self._successor(stage))
+            folder.rename(removed)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        self._settle(stage)
+        shutil.rmtree(removed, ignore_errors=True)
+
+    def _successor(self, stage: str) -> Path:
+        return self.path / f".{stage}.next"
+
+    def _settle(self, stage: str) -> None:
+        """Ends a change of a stage's folder that a kill came into."""
+        folder, successor = self.path / stage, self._successor(stage)
+        if successor.exists() and folder.exists():  # the old folder had not yet gone
+            shutil.rmtree(successor)
+        elif successor.exists():
+            successor.rename(folder)
+
     def require(self, stage: str, verb: str) -> None:
         """Raises WorkdirError unless a stage is finished."""
+        self._settle(stage)
         if not (self.path / stage / "done.json").exists():
             raise WorkdirError(
                 f"{self.path} has no finished '{stage}'; run `cai-jax {verb}` with this workdir "
@@ -150,12 +186,12 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
-def _changed(old: dict, new: dict, where: str = "") -> str:
+def changed(old: dict, new: dict, where: str = "") -> str:
     """The first key in which two inputs differ, with both values."""
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if a != b:
             if isinstance(a, dict) and isinstance(b, dict):
-                return _changed(a, b, f"{where}{key}.")
+                return changed(a, b, f"{where}{key}.")
             return f"{where}{key} ({a} then, {b} now)"
     return "order of settings"

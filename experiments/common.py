@@ -86,6 +86,9 @@ def get_config() -> ConfigDict:
             "optimizer": optimizer(1e-5),
         }
     )
+    # `mode` is multiple_choice, chain_of_thought, rating or contrastive; `principles` is drawn, all
+    # or together; `target` is soft or hard. The settings from `principles` to `per_token`, and
+    # they alone, can be changed afterwards by `cai-jax compare --relabel` without the model.
     config.compare = ConfigDict(
         {
             "response_tokens": 128,
@@ -93,10 +96,16 @@ def get_config() -> ConfigDict:
             "top_p": 1.0,
             "mode": "multiple_choice",
             "few_shots": 4,
-            "both_orders": False,
-            "clamp": (0.0, 1.0),
+            "plain_text": False,
             "chain_tokens": 128,
             "chain_temperature": 1.0,
+            "principles": "drawn",
+            "both_orders": False,
+            "chains": 1,
+            "target": "soft",
+            "clamp": (0.0, 1.0),
+            "sharpness": 1.0,
+            "per_token": False,
             "shard_size": 512,
         }
     )

@@ -4,6 +4,8 @@ import dataclasses
 import math
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 from scripted import ScriptedEngine, forced, words
 
@@ -11,19 +13,20 @@ from cai_jax import principles
 from cai_jax.conversation import Conversation, PaperFormat
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding import Engine
+from cai_jax.labels import first_of_two, raw_of
+from cai_jax.labels import label as label_of
 from cai_jax.principles import (
     ComparisonExample,
     ComparisonPrinciple,
     CritiquePrinciple,
     ReasonedExample,
 )
+from cai_jax.questions import Pair, contrast, replies
 from cai_jax.records import Provenance, Response
 from cai_jax.script import Choose, Force, Sample
 from cai_jax.stages.ai_feedback import (
-    Pair,
     Settings,
     compare,
-    first_of_two,
     label_pairs,
     pairs_of,
     sample_pairs,
@@ -31,7 +34,9 @@ from cai_jax.stages.ai_feedback import (
 
 SETTINGS = Settings(
     response_tokens=5, temperature=1.0, top_p=1.0, mode="multiple_choice", few_shots=1,
-    both_orders=True, clamp=(0.0, 1.0), chain_tokens=9, chain_temperature=0.5, shard_size=2,
+    plain_text=False, principles="drawn", both_orders=True, chains=1, target="soft",
+    clamp=(0.0, 1.0), sharpness=1.0, per_token=False, chain_tokens=9, chain_temperature=0.5,
+    shard_size=2,
 )  # fmt: skip
 CONSTITUTION = principles.build(
     "test",
@@ -124,13 +129,6 @@ def test_the_clamp_of_chain_of_thought(preference, expected):
     for label in labels(engine, PaperFormat(), mode="chain_of_thought", clamp=(0.4, 0.6)):
         assert label.prob_a == pytest.approx(expected, abs=1e-5)
         assert label.first_prob_a == pytest.approx(1 / (1 + math.exp(-preference)))
-
-
-def test_far_away_log_probs_stay_finite():
-    assert first_of_two(-1000.0, 0.0) == pytest.approx(0.0, abs=1e-300)
-    assert first_of_two(0.0, -1000.0) == 1.0
-    assert first_of_two(-3.0, -3.0) == 0.5
-    assert first_of_two(math.log(0.03), math.log(0.01)) == pytest.approx(0.75)
 
 
 def test_the_questions_segments(form):
@@ -254,3 +252,100 @@ def test_with_a_real_engine_labels_do_not_depend_on_slots(model):
 def test_a_clamp_that_would_turn_labels_round_is_refused(clamp):
     with pytest.raises(ValueError, match="clamp is"):
         dataclasses.replace(SETTINGS, clamp=clamp)
+
+
+def test_all_principles_hold_the_drawn_ones_answers(form):
+    drawn = ScriptedEngine(judge(0.3, 1.0))
+    labels(drawn, form)
+    every = ScriptedEngine(judge(0.3, 1.0))
+    found = labels(every, form, principles="all")
+    assert len(every.scripts) == 4 * len(drawn.scripts)
+    assert set(drawn.scripts) < set(every.scripts)
+    for label, pair in zip(found, PAIRS, strict=True):
+        assert [a.principle for a in label.asked] == [f"c{n}" for n in range(4) for _ in (0, 1)]
+        assert label.id == pair.id
+
+
+def test_chains_differ_and_the_first_is_the_only_one_asked_alone():
+    one, three = ScriptedEngine(judge(0.0, 1.0)), ScriptedEngine(judge(0.0, 1.0))
+    labels(one, PaperFormat(), mode="chain_of_thought", both_orders=False)
+    labels(three, PaperFormat(), mode="chain_of_thought", both_orders=False, chains=3)
+    assert len(three.scripts) == 3 * len(one.scripts)
+    assert set(one.scripts) < set(three.scripts)
+
+
+def test_the_whole_constitution_is_asked_once_an_order():
+    engine = ScriptedEngine(judge(0.0, 2.0))
+    found = labels(engine, PaperFormat(), principles="together", few_shots=0)
+    assert len(engine.scripts) == 2 * len(PAIRS)
+    assert all(f"- instruction-{n}?" in forced(s) for s in engine.scripts for n in range(4))
+    assert all(a.principle == "*" for label in found for a in label.asked)
+    assert found[0].prob_a == pytest.approx(1 / (1 + math.exp(-2)), abs=1e-5)
+
+
+def test_a_chat_model_can_be_asked_in_plain_text(chat_model):
+    plain, own = ScriptedEngine(judge(0.0, 0.0)), ScriptedEngine(judge(0.0, 0.0))
+    labels(plain, chat_model.format, plain_text=True)
+    labels(own, PaperFormat())
+    assert plain.scripts == own.scripts
+
+
+def test_ratings_of_each_response(form):
+    def answer(script, segment):
+        rating = 8 if "good-" in forced(script) else 3
+        return tuple(-1.0 if n == rating else -99.0 for n in range(1, 11))
+
+    for label in labels(ScriptedEngine(answer), form, mode="rating", sharpness=0.5):
+        assert label.prob_a == pytest.approx(1 / (1 + math.exp(-2.5)), abs=1e-5)
+        assert label.swapped_prob_a is None
+
+
+def test_contrasts_and_how_long_the_responses_are(form):
+    def answer(script, segment):
+        good, poor = segment.options
+        assert good.strip().startswith("good-") and poor.strip().startswith("poor-")
+        return (-9.0, -30.0) if "the best response" in forced(script) else (-11.0, -29.0)
+
+    space = isinstance(form, PaperFormat)
+    for label in labels(ScriptedEngine(answer), form, mode="contrastive"):
+        assert label.prob_a == pytest.approx(1 / (1 + math.exp(-3)), abs=1e-5)
+        assert label.response_tokens == (6 + space, 6 + space)  # bytes
+
+
+def test_an_empty_response_is_as_likely_under_both_prompts(chat_model):
+    engine = ScriptedEngine(lambda script, segment: tuple(-5.0 for _ in segment.options))
+    settings = dataclasses.replace(SETTINGS, mode="contrastive")
+    pair = Pair("x", Conversation().human("?"), "", "something")
+    (label,) = label_pairs(settings, engine, chat_model.format, CONSTITUTION, [pair], 0)
+    assert label.option_logprobs == ((0.0, -5.0), (0.0, -5.0))
+    assert label.response_tokens == (0, 9)
+
+
+def test_labels_are_what_the_records_alone_give(tmp_path):
+    for mode in ("multiple_choice", "chain_of_thought"):
+        changes = {"mode": mode, "principles": "all", "chains": 2, "clamp": (0.3, 0.7)}
+        settings = dataclasses.replace(SETTINGS, **changes)
+        for record in compared(tmp_path / mode, ScriptedEngine(judge(0.7, 0.4)), **changes):
+            again = label_of(settings, raw_of(record), [p.id for p in CONSTITUTION.comparison])
+            assert again.prob_a == record.prob_a
+            assert again.swapped_prob_a == record.swapped_prob_a
+
+
+def test_a_whole_response_is_an_option_of_the_real_engine(model):
+    """Its log-likelihood, of more tokens than one call scores, is that of a plain forward pass."""
+    long = Pair("x", Conversation().human("?"), "ab " * 120, "A short one.")
+    engine = Engine(model, 2, 2048)
+    settings = dataclasses.replace(SETTINGS, mode="contrastive", principles="all")
+    (label,) = label_pairs(settings, engine, model.format, CONSTITUTION, [long], 0)
+    assert label.response_tokens == (361, 13)
+    for asked, found in zip(label.asked, label.option_logprobs, strict=True):
+        principle = next(p for p in CONSTITUTION.comparison if p.id == asked.principle)
+        forces = contrast(model.format, principle, long.prompt, asked.shown == "best")
+        context = [model.tokenizer.bos_id, *(t for f in forces for t in
+                   model.tokenizer.encode(f.text))]  # fmt: skip
+        for text, logprob in zip(replies(model.format, long), found, strict=True):
+            option = model.tokenizer.encode(text)
+            tokens = jnp.asarray([[*context, *option]])
+            scores = jax.nn.log_softmax(model.logits(tokens)[0, len(context) - 1 : -1])
+            expected = scores[jnp.arange(len(option)), jnp.asarray(option)].sum()
+            assert logprob == pytest.approx(float(expected), rel=1e-5, abs=1e-3)

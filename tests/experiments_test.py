@@ -12,6 +12,8 @@ from cai_jax.settings import run_settings
 FOLDER = tiny_run.ROOT / "experiments"
 # Every experiment with every argument it takes.
 EXPERIMENTS = ["quickstart.py", "quickstart.py:full", "quickstart.py:smoke"]
+# Those that are no whole run, with their verbs; their own tests run them.
+OTHERS = {"label_ablation.py": "label-ablation"}
 
 # What makes a run tiny; all else is the experiment's own. The sizes are those of tiny_run, whose
 # compiled programs are there.
@@ -43,7 +45,7 @@ def keys(group: dict, prefix: str = "") -> set[str]:
 
 def test_every_file_is_tested():
     files = {path.name for path in FOLDER.glob("*.py")} - {"common.py"}
-    assert files == {name.split(":")[0] for name in EXPERIMENTS}
+    assert files == {name.split(":")[0] for name in EXPERIMENTS} | set(OTHERS)
 
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, "common.py"])
@@ -53,13 +55,13 @@ def test_it_builds_and_has_exactly_the_settings_of_common(name):
     assert keys(found) == keys(config("common.py"))
 
 
-@pytest.mark.parametrize("name", sorted({name.split(":")[0] for name in EXPERIMENTS}))
+@pytest.mark.parametrize("name", sorted({name.split(":")[0] for name in EXPERIMENTS} | set(OTHERS)))
 def test_its_header_says_what_it_takes_and_gives(name):
     tree = ast.parse((FOLDER / name).read_text("utf-8"))
     header = ast.get_docstring(tree)
     for field in ("Command", "Hardware", "Time", "Expect"):
         assert re.search(rf"^{field}: +\S", header, re.MULTILINE), f"{name} lacks {field}"
-    assert f"cai-jax run --config=experiments/{name}" in header
+    assert f"cai-jax {OTHERS.get(name, 'run')} --config=experiments/{name}" in header
     imported = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         for node in ast.walk(tree)
@@ -68,7 +70,7 @@ def test_its_header_says_what_it_takes_and_gives(name):
     assert imported <= {"common", "ml_collections"}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *OTHERS])
 def test_what_it_names_exists(name):
     found = config(name)
     assert (tiny_run.ROOT / found["constitution"]).is_file()

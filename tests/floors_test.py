@@ -16,13 +16,15 @@ LONGEST = 320  # lines a module may have
 # A module is on the floor of its longest match: "a.b" of "a.b" or "a.b.c".
 FLOORS = {
     0: """script conversation chat_template tokenizer sentencepiece_tokenizer principles
-          paper_prompts paper_import constitution records shards prompts encoding datasets""",
+          paper_prompts paper_import constitution records shards prompts labels questions encoding
+          datasets""",
     1: "rng mesh batch logprobs losses returns",
     2: "models weights",
     3: "decoding",
     4: "training",
     5: "stages evaluation",
-    6: "figures progress settings workdir run report plan doctor tools pipeline cli",
+    6: """figures progress settings workdir run report plan doctor tools pipeline relabel
+          label_ablation cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 

@@ -5,26 +5,37 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from cai_jax.decoding.schedule import ScriptError
 from cai_jax.script import Choose, Force, Sample, Script, SegmentResult, Transcript
+from cai_jax.tokenizer import BytesTokenizer
 
 
 class ScriptedEngine:
     """Args:
     answer: of (script, segment) with a Sample its text, with a Choose its option log-probs.
+    fits: whether a Script is short enough.
     """
 
-    def __init__(self, answer: Callable):
-        self.answer = answer
+    tokenizer = BytesTokenizer()
+
+    def __init__(self, answer: Callable, fits: Callable[[Script], bool] = lambda script: True):
+        self.answer, self.fits = answer, fits
         self.scripts: list[Script] = []
         self.runs: list[int] = []  # Scripts in each
 
-    def run(self, scripts, seed=0, progress=None) -> list[Transcript]:
+    def run(self, scripts, seed=0, progress=None, refused=None) -> list[Transcript | None]:
+        assert len({s.id for s in scripts}) == len(scripts), "ids must be distinct"
         self.scripts += scripts
         self.runs.append(len(scripts))
-        return [
-            Transcript(s.id, tuple(self._result(s, segment) for segment in s.segments))
-            for s in scripts
-        ]
+        found = []
+        for s in scripts:
+            if self.fits(s):
+                results = tuple(self._result(s, segment) for segment in s.segments)
+                found.append(Transcript(s.id, results))
+            else:
+                refused(ScriptError(s.id))
+                found.append(None)
+        return found
 
     def _result(self, script: Script, segment) -> SegmentResult:
         if isinstance(segment, Force):

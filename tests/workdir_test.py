@@ -219,3 +219,56 @@ def test_digests_follow_content():
     assert workdir.digest({"a": (1, 2)}) == workdir.digest({"a": [1, 2]})
     assert workdir.digest({"a": 1}) != workdir.digest({"a": 2})
     assert len(workdir.digest(json.dumps({}))) == 16
+
+
+def finished(folder: Workdir) -> None:
+    folder.begin("compare", {"clamp": 1})
+    folder.write_json("compare/a.json", "old")
+    folder.finish("compare", {})
+
+
+def test_a_stage_is_remade_at_once(tmp_path):
+    folder = Workdir(tmp_path)
+    finished(folder)
+    with folder.remade("compare") as draft:
+        (draft / "a.json").write_text('"new"')
+        assert folder.read_json("compare/a.json") == "old"
+    assert folder.read_json("compare/a.json") == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["compare"]
+
+
+def test_an_error_leaves_a_stage_as_it_was(tmp_path):
+    folder = Workdir(tmp_path)
+    finished(folder)
+    with pytest.raises(RuntimeError), folder.remade("compare") as draft:
+        (draft / "a.json").write_text('"new"')
+        raise RuntimeError
+    assert folder.read_json("compare/a.json") == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["compare"]
+
+
+@pytest.mark.parametrize("call", range(3))
+def test_a_kill_leaves_a_stage_as_it_was_or_as_it_should_be(tmp_path, monkeypatch, call):
+    folder = Workdir(tmp_path)
+    finished(folder)
+    renamed = []
+    rename = type(tmp_path).rename
+
+    def killed(path, target):
+        if len(renamed) == call:
+            raise KeyboardInterrupt
+        renamed.append(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", killed)
+    with pytest.raises(KeyboardInterrupt), folder.remade("compare") as draft:
+        (draft / "a.json").write_text('"new"')
+    monkeypatch.undo()
+    again = Workdir(tmp_path)
+    again.require("compare", "compare")
+    assert again.read_json("compare/a.json") == ("new" if call == 2 else "old")
+    assert again.read_json("compare/inputs.json") == {"clamp": 1}
+    with again.remade("compare") as draft:
+        (draft / "a.json").write_text('"newest"')
+    assert again.read_json("compare/a.json") == "newest"
+    assert [p.name for p in tmp_path.iterdir()] == ["compare"]

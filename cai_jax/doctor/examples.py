@@ -21,6 +21,7 @@ from cai_jax.decoding.respond import Reply, respond
 from cai_jax.decoding.schedule import compile_script
 from cai_jax.models import heads
 from cai_jax.principles import Constitution
+from cai_jax.questions import Pair
 from cai_jax.records import Comparison, Provenance, Response, Revision
 from cai_jax.script import Sample, Script, Transcript
 from cai_jax.settings import RunSettings
@@ -119,7 +120,7 @@ def compare(
 ) -> Example:
     """What the feedback model reads about the first pair, and the options it chooses between."""
     engine = RememberingEngine(judge, 2, settings.engine.max_length)
-    asked = [ai_feedback.Pair(p.id, p.prompt, p.better, p.worse) for p in pairs]
+    asked = [Pair(p.id, p.prompt, p.better, p.worse) for p in pairs]
     ai_feedback.label_pairs(
         settings.compare, engine, judge.format, constitution, asked, settings.seed
     )

@@ -117,7 +117,7 @@ def label_quality(
     harmful: Sequence[bool],
     prob: Sequence[float],
     first: Sequence[float],
-    swapped: Sequence[float],
+    swapped: Sequence[float | None],
     seed: int,
 ) -> dict[str, Interval]:
     """How well a label mode does on clear-cut pairs.
@@ -125,18 +125,23 @@ def label_quality(
     Args:
       better: whether response_a is the better one of each pair.
       harmful: whether the pair is about a harmful request.
-      prob, first, swapped: the label, and response_a's probability shown as (A) and as (B).
+      prob, first, swapped: the label, and response_a's probability shown as (A) and as (B); None
+        in a mode without orders, of which nothing is then said.
     """
     better, harmful, prob = np.asarray(better), np.asarray(harmful), np.asarray(prob)
     found = {
         "accuracy, both orders averaged": calibration.label_accuracy(prob, better),
-        "accuracy, one order as in the paper": calibration.label_accuracy(first, better),
+        **(
+            {"accuracy, one order as in the paper": calibration.label_accuracy(first, better)}
+            if None not in swapped
+            else {}
+        ),
         **{
             f"accuracy, {name} pairs": calibration.label_accuracy(prob[rows], better[rows])
             for name, rows in (("harmful", harmful), ("benign", ~harmful))
             if rows.any()
         },
-        **label_statistics(prob, first, swapped, seed),
+        **(label_statistics(prob, first, swapped, seed) if None not in swapped else {}),
     }
     error = calibration.expected_calibration_error(prob, better, seed)
     return {**found, "expected calibration error": error}

@@ -3,40 +3,37 @@
 Section 4.1: the label is the normalised probability of (A) against (B) under a drawn principle,
 with or without a chain of thought before the choice. The paper asks in one order only; asking in
 both and averaging cancels a feedback model's liking for a letter, which small ones have much of.
+`labels.Recipe` says which other ways there are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cai_jax import prompts as prompt_texts
-from cai_jax.conversation import Conversation
+from cai_jax.conversation import PaperFormat
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding.engine import Engine
 from cai_jax.decoding.respond import respond
-from cai_jax.principles import ComparisonPrinciple, Constitution, draw
-from cai_jax.prompts import CHOICES, Format
-from cai_jax.records import Comparison, Provenance, Response
-from cai_jax.script import Choose, Sample, Script, Transcript
+from cai_jax.decoding.schedule import ScriptError
+from cai_jax.labels import Label, Raw, Recipe, label, questions
+from cai_jax.principles import Constitution, draw
+from cai_jax.prompts import Format
+from cai_jax.questions import Pair, Questions, replies
+from cai_jax.records import Asked, Comparison, Provenance, Response
 from cai_jax.shards import Shards
-
-MODES = ("multiple_choice", "chain_of_thought")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Attributes:
+class Settings(Recipe):
+    """Attributes, besides those of Recipe:
     response_tokens: limit of each of the two responses.
     temperature: of the responses; 1 in the paper.
     top_p: of the responses.
-    mode: one of MODES.
     few_shots: how many of the constitution's examples stand before the question.
-    both_orders: ask with the responses swapped too, and average.
-    clamp: (low, high) bounds of the label; the paper's are (0, 1) without and (0.4, 0.6) with
-      chain of thought.
+    plain_text: ask in the paper's plain text, as a pretrained model is asked, though the feedback
+      model has a chat template.
     chain_tokens: limit of a chain of thought.
     chain_temperature: of a chain of thought.
     shard_size: prompts that are done, or after a kill done again, together.
@@ -45,52 +42,11 @@ class Settings:
     response_tokens: int
     temperature: float
     top_p: float
-    mode: str
     few_shots: int
-    both_orders: bool
-    clamp: tuple[float, float]
+    plain_text: bool
     chain_tokens: int
     chain_temperature: float
     shard_size: int
-
-    def __post_init__(self):
-        object.__setattr__(self, "clamp", tuple(self.clamp))
-        if self.mode not in MODES:
-            raise ValueError(f"compare.mode is '{self.mode}'; it must be one of {MODES}.")
-        if len(self.clamp) != 2 or not 0 <= self.clamp[0] <= 0.5 <= self.clamp[1] <= 1:
-            raise ValueError(
-                f"compare.clamp is {self.clamp}; it must be (low, high) with "
-                "0 <= low <= 0.5 <= high <= 1."
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """What is labelled: two responses to a prompt."""
-
-    id: str
-    prompt: Conversation
-    response_a: str
-    response_b: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Label:
-    """A feedback model's answer.
-
-    Attributes:
-      prob_a: averaged over the orders asked and clamped.
-      principle: id of the drawn principle.
-      option_logprobs: for each order, nats of (A) and (B) as they were shown.
-      first_prob_a: probability of response_a when it was shown as (A), not clamped.
-      swapped_prob_a: the same when it was shown as (B); None where that was not asked.
-    """
-
-    prob_a: float
-    principle: str
-    option_logprobs: tuple[tuple[float, float], ...]
-    first_prob_a: float
-    swapped_prob_a: float | None
 
 
 def sample_pairs(
@@ -150,6 +106,62 @@ def pairs_of(responses: Sequence[Response]) -> list[Pair]:
     ]
 
 
+def ask(
+    settings: Settings,
+    engine: Engine,
+    form: Format,
+    constitution: Constitution,
+    wanted: Sequence[tuple[Pair, Sequence[Asked]]],
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    refused: Callable[[ScriptError], None] | None = None,
+) -> list[Raw | None]:
+    """Asks the feedback model what is wanted of each pair, in one run of the engine.
+
+    Args:
+      refused: called with the error of each question that cannot fit; None is then returned for
+        its pair. Without it the first such error is raised.
+    """
+    form = PaperFormat() if settings.plain_text else form
+    common = Questions(
+        settings.mode, form, constitution, settings.few_shots, settings.chain_tokens,
+        settings.chain_temperature, seed,
+    )  # fmt: skip
+    drawn = [drawn_principle(constitution, seed, pair) for pair, _ in wanted]
+    scripts = [
+        common.script(pair, asked, name)
+        for (pair, all_asked), name in zip(wanted, drawn, strict=True)
+        for asked in all_asked
+    ]
+    more = {} if refused is None else {"refused": refused}
+    answers = iter(engine.run(scripts, seed, progress, **more))
+    found: list[Raw | None] = []
+    for (pair, all_asked), name in zip(wanted, drawn, strict=True):
+        transcripts = [next(answers) for _ in all_asked]
+        if None in transcripts:
+            found.append(None)
+            continue
+        options = [t.segments[-1].option_logprobs for t in transcripts]
+        tokens: tuple[int, ...] = ()
+        if settings.mode == "contrastive":
+            texts = replies(form, pair)
+            tokens = tuple(len(engine.tokenizer.encode(text)) for text in texts)
+            options = [_with_empty(row, texts) for row in options]
+        found.append(Raw(pair.id, name, tuple(all_asked), tuple(options), tokens))
+    return found
+
+
+def _with_empty(logprobs: tuple[float, ...], texts: tuple[str, str]) -> tuple[float, ...]:
+    """Log-likelihoods of both texts, where an empty one was no option: nothing is certain."""
+    given = iter(logprobs)
+    return tuple(next(given) if text else 0.0 for text in texts)
+
+
+def drawn_principle(constitution: Constitution, seed: int, pair: Pair) -> str:
+    """Id of the principle drawn for a pair."""
+    return draw(constitution.comparison, seed, "comparison", pair.id).id
+
+
 def label_pairs(
     settings: Settings,
     engine: Engine,
@@ -159,66 +171,14 @@ def label_pairs(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Label]:
-    """Asks the feedback model about each pair, in one run of the engine."""
-    principles = [draw(constitution.comparison, seed, "comparison", pair.id) for pair in pairs]
-    orders = (False, True) if settings.both_orders else (False,)
-    scripts = [
-        _script(settings, form, constitution, pair, principle, swapped, seed)
-        for pair, principle in zip(pairs, principles, strict=True)
-        for swapped in orders
+    """Asks the feedback model about each pair and labels it."""
+    ids = [p.id for p in constitution.comparison]
+    wanted = [
+        (pair, questions(settings, drawn_principle(constitution, seed, pair), ids))
+        for pair in pairs
     ]
-    answers = engine.run(scripts, seed, progress)
-    return [
-        _label(settings, principle, answers[i * len(orders) : (i + 1) * len(orders)])
-        for i, principle in enumerate(principles)
-    ]
-
-
-def _script(
-    settings: Settings,
-    form: Format,
-    constitution: Constitution,
-    pair: Pair,
-    principle: ComparisonPrinciple,
-    swapped: bool,
-    seed: int,
-) -> Script:
-    first, second = pair.response_a, pair.response_b
-    if swapped:
-        first, second = second, first
-    shown = (constitution, settings.few_shots, seed, pair.prompt, principle, first, second)
-    name = f"compare/{settings.mode}/{pair.id}/{'BA' if swapped else 'AB'}"
-    if settings.mode == "multiple_choice":
-        return Script((*prompt_texts.comparison(form, *shown), Choose(CHOICES)), name)
-    stops = prompt_texts.reasoning_stops(form)
-    return Script(
-        (
-            *prompt_texts.reasoned_comparison(form, *shown),
-            Sample(settings.chain_tokens, stops, settings.chain_temperature),
-            *prompt_texts.after_reasoning(form),
-            Choose(CHOICES),
-        ),
-        name,
-    )
-
-
-def _label(settings: Settings, principle: ComparisonPrinciple, asked: list[Transcript]) -> Label:
-    raw = tuple(transcript.segments[-1].option_logprobs for transcript in asked)
-    # In the swapped order response_a stands at (B).
-    probs = [first_of_two(*options[:: -1 if n else 1]) for n, options in enumerate(raw)]
-    low, high = settings.clamp
-    return Label(
-        prob_a=min(max(sum(probs) / len(probs), low), high),
-        principle=principle.id,
-        option_logprobs=raw,
-        first_prob_a=probs[0],
-        swapped_prob_a=probs[1] if len(probs) == 2 else None,
-    )
-
-
-def first_of_two(first: float, second: float) -> float:
-    """Softmax of two log-probabilities, its first entry."""
-    return 1 / (1 + math.exp(min(second - first, 700.0)))
+    raws = ask(settings, engine, form, constitution, wanted, seed, progress)
+    return [label(settings, raw, ids) for raw in raws]
 
 
 def compare(
@@ -255,16 +215,18 @@ def compare(
                     prompt=pair.prompt,
                     response_a=pair.response_a,
                     response_b=pair.response_b,
-                    prob_a=label.prob_a,
-                    principle=label.principle,
+                    prob_a=made.prob_a,
+                    principle=made.principle,
                     labeler=labeler,
                     mode=settings.mode,
-                    option_logprobs=label.option_logprobs,
-                    swapped_prob_a=label.swapped_prob_a,
+                    option_logprobs=made.option_logprobs,
+                    swapped_prob_a=made.swapped_prob_a,
                     source="ai",
                     provenance=provenance,
+                    asked=made.asked,
+                    response_tokens=made.response_tokens,
                 )
-                for pair, label in zip(part, labels, strict=True)
+                for pair, made in zip(part, labels, strict=True)
             ]
             shards.write(number, records)
         progress(min((number + 1) * size, len(pairs)), len(pairs))
