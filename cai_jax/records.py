@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gzip
 import json
 import math
 import os
 import types
 import typing
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -156,26 +158,43 @@ def to_line(record: Any) -> str:
 
 
 def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    """Yields ("FILE, line N", value) for each line of a JSON-lines file; blank lines are skipped.
+    """Yields ("FILE, line N", value) for each line of a JSON-lines file, which may be gzipped.
+
+    Blank lines are skipped.
 
     Raises:
-      ValueError: a line is not JSON or not UTF-8, naming file and line.
+      ValueError: a line is not JSON or not UTF-8, naming file and line; a damaged gzip file.
+      OSError: the file cannot be read.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        try:
+            if line.strip():
+                yield f"{path}, line {number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}); "
+                "each line must hold one JSON object."
+            ) from error
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A UTF-8 file's text, unzipped where it is gzipped, a byte-order mark left out.
+
+    Raises:
+      ValueError: not UTF-8, naming file and line; a damaged gzip file.
       OSError: the file cannot be read.
     """
     data = Path(path).read_bytes()
-    for number, raw in enumerate(data.split(b"\n"), start=1):
-        where = f"{path}, line {number}"
+    if data.startswith(b"\x1f\x8b"):
         try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            if text:
-                yield where, json.loads(text)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: not UTF-8 text; save the file as UTF-8.") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
-                "each line must hold one JSON object."
-            ) from error
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: a damaged gzip file; fetch it again.") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from error
 
 
 def _normal(value: Any, name: str) -> Any:
