@@ -11,18 +11,21 @@ from cai_jax.script import Choose, Force, Sample, Script, SegmentResult, Transcr
 class ScriptedEngine:
     """Args:
     answer: of (script, segment) with a Sample its text, with a Choose its option log-probs.
+    longest: characters of forced text above which a Script is refused, where that is allowed.
     """
 
-    def __init__(self, answer: Callable):
-        self.answer = answer
+    def __init__(self, answer: Callable, longest: int = 100_000):
+        self.answer, self.longest = answer, longest
         self.scripts: list[Script] = []
         self.runs: list[int] = []  # Scripts in each
 
-    def run(self, scripts, seed=0, progress=None) -> list[Transcript]:
+    def run(self, scripts, seed=0, progress=None, refused=None) -> list[Transcript | None]:
         self.scripts += scripts
         self.runs.append(len(scripts))
         return [
             Transcript(s.id, tuple(self._result(s, segment) for segment in s.segments))
+            if refused is None or len(forced(s)) <= self.longest
+            else None
             for s in scripts
         ]
 
