@@ -18,7 +18,8 @@ A whole run, or one stage of it; each continues where a former run stopped:
   compare       let the feedback model choose between pairs of responses
   train-pm      train the preference model on its choices
   train-rl      RL-CAI: PPO against the preference model
-  evaluate      compare the start, SL-CAI and RL-CAI on held-out prompts
+  evaluate      compare the start, SL-CAI and RL-CAI on held-out prompts; with
+                --config=experiments/evaluations.py, any one model on the published evaluations
   figures       draw the figures again, from the records
   --force       with a stage whose settings changed: throw it away and make it again
 
@@ -85,6 +86,14 @@ def _run(verb: str, arguments: list[str]) -> None:
     from cai_jax.settings import run_settings
     from cai_jax.workdir import Workdir
 
+    if verb == "evaluate" and "evaluations" in config:
+        from cai_jax.evaluations import evaluate_model
+
+        keep_compiled_programs()
+        start_multihost()
+        with Progress() as progress:
+            evaluate_model(config, workdir, force, progress)
+        return
     settings = run_settings(config)
     keep_compiled_programs()
     start_multihost()

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +18,7 @@ from cai_jax.conversation import Conversation
 from cai_jax.decoding import Engine
 from cai_jax.decoding.respond import respond
 from cai_jax.encoding import prompt_tokens
+from cai_jax.mesh import place
 from cai_jax.principles import NOUNS
 from cai_jax.training.checkpoint import load_params
 from cai_jax.weights import fetch as weights
@@ -207,7 +208,7 @@ def export_weights(arguments: list[str]) -> None:
     _target_options(parser)
     options = parser.parse_args(arguments)
     _check_target(options)
-    model, start = _model_of_run(options.workdir, options.stage)
+    model, start = model_of_run(options.workdir, options.stage)
     _write(options.to, model, start)
 
 
@@ -242,10 +243,10 @@ def _model(options: argparse.Namespace) -> Model:
         if options.stage:
             raise ToolError("--stage belongs to --workdir; leave it out, or give --workdir=DIR.")
         return load_model(options.model, report=_say)
-    return _model_of_run(options.workdir, options.stage)[0]
+    return model_of_run(options.workdir, options.stage)[0]
 
 
-def _model_of_run(workdir: Path, stage: str | None) -> tuple[Model, str]:
+def model_of_run(workdir: Path, stage: str | None) -> tuple[Model, str]:
     """A run's model after a stage (the last finished one if None), and what the run began with."""
     config = workdir / "config.json"
     if not config.is_file():
@@ -273,6 +274,25 @@ def _model_of_run(workdir: Path, stage: str | None) -> tuple[Model, str]:
         )
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     return dataclasses.replace(model, params=params, name=f"{start} after {stage}"), start
+
+
+def preference_model_of_run(
+    workdir: Path, mesh: jax.sharding.Mesh | None, report: Callable[[str], None]
+) -> Model:
+    """A run's preference model: the feedback model with the trained trunk and scalar head.
+
+    Raises:
+      ToolError: the folder is no run, or its preference model is not finished.
+    """
+    if not (workdir / "preference_model" / "done.json").exists():
+        raise ToolError(
+            f"{workdir} has no finished 'preference_model'; run `cai-jax train-pm` with it first."
+        )
+    settings = json.loads((workdir / "config.json").read_text("utf-8"))
+    start = settings["feedback_model"] or settings["model"]
+    model = load_model(start, settings["dtype"], mesh, report)
+    params = place(load_params(workdir / "preference_model" / "params")[0], mesh)
+    return dataclasses.replace(model, params=params, name=f"preference model of {workdir}")
 
 
 def _write(directory: Path, model: Model, source: str) -> None:

@@ -22,7 +22,8 @@ FLOORS = {
     3: "decoding",
     4: "training",
     5: "stages evaluation",
-    6: "figures progress settings workdir run report plan doctor tools pipeline cli",
+    6: """figures progress settings workdir run report plan doctor tools pipeline
+          evaluation_settings evaluations cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 
