@@ -19,7 +19,8 @@ A whole run, or one stage of it; each continues where a former run stopped:
   train-pm      train the preference model on its choices
   train-rl      RL-CAI: PPO against the preference model
   evaluate      compare the start, SL-CAI and RL-CAI on held-out prompts; with
-                --config=experiments/evaluations.py, any one model on the published evaluations
+                --config=experiments/evaluations.py, any one model on the published evaluations;
+                with experiments/snapshots.py, the snapshots of several runs, by any judge
   figures       draw the figures again, from the records
   --force       with a stage whose settings changed: throw it away and make it again
 
@@ -86,14 +87,17 @@ def _run(verb: str, arguments: list[str]) -> None:
     from cai_jax.settings import run_settings
     from cai_jax.workdir import Workdir
 
-    if verb == "evaluate" and "evaluations" in config:
-        from cai_jax.evaluations import evaluate_model
-
+    if verb == "evaluate" and "model" not in config:
+        from cai_jax.snapshot_evaluation import compare_runs as evaluate
+    elif verb == "evaluate" and "evaluations" in config:
+        from cai_jax.evaluations import evaluate_model as evaluate
+    else:
+        evaluate = None
+    if evaluate:
         keep_compiled_programs()
         start_multihost()
         with Progress() as progress:
-            evaluate_model(config, workdir, force, progress)
-        return
+            return evaluate(config, workdir, force, progress)
     settings = run_settings(config)
     keep_compiled_programs()
     start_multihost()

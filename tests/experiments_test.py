@@ -14,7 +14,7 @@ FOLDER = tiny_run.ROOT / "experiments"
 # Every experiment with every argument it takes.
 EXPERIMENTS = ["quickstart.py", "quickstart.py:full", "quickstart.py:smoke"]
 # Configs of other verbs, with settings of their own.
-OTHERS = {"evaluations.py": "evaluate"}
+OTHERS = {"evaluations.py": "evaluate", "snapshots.py": "evaluate"}
 
 # What makes a run tiny; all else is the experiment's own. The sizes are those of tiny_run, whose
 # compiled programs are there.

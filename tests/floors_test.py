@@ -23,7 +23,7 @@ FLOORS = {
     4: "training",
     5: "stages evaluation",
     6: """figures progress settings workdir run report plan doctor tools pipeline
-          evaluation_settings evaluations cli""",
+          evaluation_settings evaluations snapshot_evaluation cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 
