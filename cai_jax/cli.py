@@ -21,7 +21,8 @@ A whole run, or one stage of it; each continues where a former run stopped:
   evaluate      compare the start, SL-CAI and RL-CAI on held-out prompts; with
                 --config=experiments/evaluations.py, any one model on the published evaluations;
                 with experiments/snapshots.py, the snapshots of several runs, by any judge
-  figures       draw the figures again, from the records
+  figures       draw the figures again, from the records; with --figure=N --runs=DIR,DIR and no
+                --config, a figure of the paper from the records of runs and evaluations
   --force       with a stage whose settings changed: throw it away and make it again
 
 Before a run, without a workdir:
@@ -54,7 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     verb, rest = arguments[0], arguments[1:]
     try:
-        if verb == "run" or verb in STAGES:
+        if verb == "figures" and any(word.startswith("--figure") for word in rest):
+            from cai_jax.figures.command import figures
+
+            figures(rest)
+        elif verb == "run" or verb in STAGES:
             _run(verb, rest)
         elif verb == "doctor":
             _doctor(rest)

@@ -47,7 +47,9 @@ def chat(arguments: list[str]) -> None:
       ToolError: neither or both of --model and --workdir, or an option without meaning.
       ValueError: the model or the run cannot be loaded.
     """
-    parser = _parser("chat", "Talk to a model. /reset forgets the conversation, /quit ends it.")
+    parser = command_parser(
+        "chat", "Talk to a model. /reset forgets the conversation, /quit ends it."
+    )
     _source_options(parser)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--max_new_tokens", type=int, default=256)
@@ -124,7 +126,7 @@ def _lines() -> Iterator[str]:
 
 def fetch(arguments: list[str]) -> None:
     """Downloads a known model if the cache lacks it; says where it is and what its checksum is."""
-    parser = _parser("fetch", f"Models: {', '.join(sorted(weights.SOURCES))}.")
+    parser = command_parser("fetch", f"Models: {', '.join(sorted(weights.SOURCES))}.")
     parser.add_argument("name", nargs="?", default="smollm2-135m-instruct")
     name = parser.parse_args(arguments).name
     file = weights.fetch(name, _say)
@@ -139,7 +141,7 @@ def constitution(arguments: list[str]) -> None:
       ConstitutionError: a constitution that cannot be used, with file, line and field.
       ToolError: the file to write exists.
     """
-    parser = _parser("constitution", "Check, compare and import constitutions.")
+    parser = command_parser("constitution", "Check, compare and import constitutions.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="check|diff|import")
     check = verbs.add_parser("check", help="check a constitution and list its principles")
     check.add_argument("file", type=Path)
@@ -188,7 +190,9 @@ def import_weights(arguments: list[str]) -> None:
       ToolError: the directory holds a model.
       WeightsError: the source cannot be read.
     """
-    parser = _parser("import-weights", "Write a model as a directory in Hugging Face layout.")
+    parser = command_parser(
+        "import-weights", "Write a model as a directory in Hugging Face layout."
+    )
     parser.add_argument("--from", dest="model", required=True, metavar="NAME_OR_PATH")
     _target_options(parser)
     options = parser.parse_args(arguments)
@@ -202,7 +206,7 @@ def export_weights(arguments: list[str]) -> None:
     Raises:
       ToolError: the run has no such model, or the directory holds one.
     """
-    parser = _parser("export-weights", "Write a run's model for other software to read.")
+    parser = command_parser("export-weights", "Write a run's model for other software to read.")
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR")
     _stage_option(parser)
     _target_options(parser)
@@ -212,7 +216,8 @@ def export_weights(arguments: list[str]) -> None:
     _write(options.to, model, start)
 
 
-def _parser(verb: str, description: str) -> _Parser:
+def command_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """A parser of a verb's options whose errors are ToolErrors."""
     return _Parser(prog=f"cai-jax {verb}", description=description, allow_abbrev=False)
 
 

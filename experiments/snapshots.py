@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
 
     # One of three judges: a model by name or path, which is asked in both orders; the workdir of a
     # run whose preference model scores; or a file of people's comparisons instead of `runs`, one
-    # JSON object a line with the fields of cai_jax's SnapshotComparison.
+    # JSON object a line, as this verb leaves them in WORKDIR/comparisons/records.
     config.judge = ""
     config.preference_model = ""
     config.records = ""
