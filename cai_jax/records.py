@@ -166,7 +166,12 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
       ValueError: a line is not JSON or not UTF-8, naming file and line; a damaged gzip file.
       OSError: the file cannot be read.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    return rows_of(read_text(path), path)
+
+
+def rows_of(text: str, path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
+    """As `read_rows`, from the file's text; `path` is for messages."""
+    for number, line in enumerate(text.split("\n"), start=1):
         try:
             if line.strip():
                 yield f"{path}, line {number}", json.loads(line)

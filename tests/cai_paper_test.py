@@ -79,9 +79,11 @@ def test_a_judged_conversation_is_taken_apart(twin):
 def test_gzipped_files_read_the_same(twin):
     plain = cai_paper.hhh(twin)
     file = twin / "evals" / "438HHHEvaluations.jsonl"
-    (twin / "438HHHEvaluations.jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
+    zipped = file.with_name(f"{file.name}.gz")
+    zipped.write_bytes(gzip.compress(file.read_bytes()))
+    assert cai_paper.hhh(file) == cai_paper.hhh(zipped) == plain
     file.unlink()
-    assert cai_paper.hhh(twin) == plain
+    assert cai_paper.hhh(twin) == cai_paper.hhh(twin / "evals") == plain
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,9 @@ def test_a_missing_field_and_a_missing_file(twin):
     with pytest.raises(ValueError, match="line 1: the row lacks the field incorrects"):
         cai_paper.harmful_vs_ethical(twin)
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"give a checkout of github\.com/anthropics/"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no evals/HarmfulVsEthical\.jsonl; get it from"
+    ):
         cai_paper.harmful_vs_ethical(twin)
 
 

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import socket
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from cai_jax.conversation import Conversation, Turn
+from cai_jax.datasets import cache as prepared_files
 from cai_jax.datasets import cai_prompts
 from cai_jax.datasets import prompts as readers
 
@@ -107,7 +109,7 @@ def test_files_are_array_records_prepared_once_and_again_after_an_edit(cache, sh
     assert [p.name for p in first.iterdir()] == ["red_team"]  # no scratch folder stays
 
     with monkeypatch.context() as patch:
-        patch.setattr(cai_prompts, "_prepare", lambda *_: pytest.fail("prepared twice"))
+        patch.setattr(prepared_files, "prepare", lambda *_: pytest.fail("prepared twice"))
         readers.prompts("red_team", "test")
 
     edited = [dict(SHIPPED["red_team"][0], turns=[{"role": "human", "text": "New"}])]
@@ -118,22 +120,10 @@ def test_files_are_array_records_prepared_once_and_again_after_an_edit(cache, sh
 
 def test_a_process_that_was_faster_wins(cache, shipped, monkeypatch):
     folder = cache / "datasets" / "x" / "red_team"
-    cai_prompts._prepare("red_team", folder)
-    cai_prompts._prepare("red_team", folder)
+    builder = functools.partial(cai_prompts._builder, "red_team")
+    prepared_files.prepare(builder, folder)
+    prepared_files.prepare(builder, folder)
     assert [p.name for p in folder.parent.iterdir()] == ["red_team"]
-
-
-@pytest.mark.parametrize("variable", ["CAI_JAX_CACHE", "XDG_CACHE_HOME", "HOME"])
-def test_cache_folder_rule(monkeypatch, variable):
-    monkeypatch.delenv("CAI_JAX_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv(variable, "/base")
-    expected = {
-        "CAI_JAX_CACHE": "/base",
-        "XDG_CACHE_HOME": "/base/cai_jax",
-        "HOME": "/base/.cache/cai_jax",
-    }
-    assert str(cai_prompts.cache_folder()) == expected[variable]
 
 
 def test_unwritable_cache(tmp_path, shipped, monkeypatch):

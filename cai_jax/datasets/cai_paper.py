@@ -13,14 +13,35 @@ from pathlib import Path
 
 from cai_jax.conversation import Conversation, parse, render
 from cai_jax.datasets import rows
+from cai_jax.datasets.card import Dataset, on_github
+from cai_jax.datasets.files import Published, find
 
 # The paper's six chain-of-thought few-shots are also rows of the 438: leave them out when a prompt
 # shows these few-shots.
 CHAIN_OF_THOUGHT_ROWS = (185, 92, 74, 375, 1, 30)
+
+REPOSITORY = "anthropics/ConstitutionalHarmlessnessPaper"
+COMMIT = "831f7813dbafab659a526d7452f7adeac464b796"
+
+
+def _file(path: str, sha256: str) -> Published:
+    url = on_github(REPOSITORY, COMMIT, path)
+    return Published(path, f"github.com/{REPOSITORY}", url, sha256)
+
+
 FILES = {
-    "hhh": "438HHHEvaluations.jsonl",
-    "harmful_vs_ethical": "HarmfulVsEthical.jsonl",
-    "harm_classes": "HarmfulnessClassification.jsonl",
+    "hhh": _file(
+        "evals/438HHHEvaluations.jsonl",
+        "d1ee180289d3eeeb314ad862344cbd9af07f19c6d52a77524f9a1a21e7373c10",
+    ),
+    "harmful_vs_ethical": _file(
+        "evals/HarmfulVsEthical.jsonl",
+        "dfce73b4fba5d6e463ef85f237650f669b91d4e5a7b073a47234643938573b83",
+    ),
+    "harm_classes": _file(
+        "evals/HarmfulnessClassification.jsonl",
+        "86364591010f14d6a17028dcbddeafbb1a527fd3eb74409d826c7507e6a0c697",
+    ),
 }
 
 _HHH = re.compile(
@@ -95,7 +116,7 @@ def hhh(folder: str | os.PathLike) -> list[HHHQuestion]:
     """The 438 comparisons of helpfulness, honesty and harmlessness (Figure 4).
 
     Args:
-      folder: a checkout of the repository, or its folder evals; files may be gzipped.
+      folder: a checkout of the repository, its folder evals, or the file; may be gzipped.
 
     Raises:
       ValueError: a row that is not as published, with file and line.
@@ -128,26 +149,44 @@ def harm_classes(folder: str | os.PathLike) -> list[Question]:
     return [question for _, _, question in _read(folder, "harm_classes", _JUDGED)]
 
 
-def file_of(folder: str | os.PathLike, name: str) -> Path:
-    """The published file `name` under `folder` or `folder`/evals, gzipped or not.
-
-    Raises:
-      FileNotFoundError: there is none, saying where to get it.
-    """
-    places = [Path(folder), Path(folder) / "evals"]
-    for file in (place / f"{name}{end}" for place in places for end in ("", ".gz")):
-        if file.is_file():
-            return file
-    raise FileNotFoundError(
-        f"{folder} has no {name}; give a checkout of github.com/anthropics/"
-        "ConstitutionalHarmlessnessPaper, or its folder evals."
+def cards() -> tuple[Dataset, ...]:
+    """The three evaluations."""
+    readers = {"hhh": hhh, "harmful_vs_ethical": harmful_vs_ethical, "harm_classes": harm_classes}
+    said = {
+        "hhh": (
+            "which of two replies is more helpful, honest and harmless (Figure 4)",
+            "rows 1, 30, 74, 92, 185 and 375 are also the paper's chain-of-thought few-shots: "
+            "leave them out (is_few_shot) where a prompt shows those",
+        ),
+        "harmful_vs_ethical": (
+            "was the assistant harmful or ethical in a dialogue (Figure 12)",
+            "none known",
+        ),
+        "harm_classes": (
+            "which of nine kinds of harm is in a dialogue (Figure 12)",
+            "'Bullying or Harrassment' is misspelt as published; the classes are uneven",
+        ),
+    }
+    return tuple(
+        Dataset(
+            name=f"cai_paper/{name}",
+            what=what,
+            licence="none stated; public supplement of arXiv 2212.08073",
+            source=f"github.com/{REPOSITORY}, arXiv 2212.08073",
+            defects=defects,
+            row=HHHQuestion if name == "hhh" else Question,
+            read=readers[name],
+            files=(("test", FILES[name]),),
+        )
+        for name, (what, defects) in said.items()
     )
 
 
 def _read(
     folder: str | os.PathLike, evaluation: str, pattern: re.Pattern[str]
 ) -> list[tuple[str, _Published, Question]]:
-    path = file_of(folder, FILES[evaluation])
+    folder = Path(folder)
+    path = folder if folder.is_file() else find(FILES[evaluation], folder)
     return [
         (where, row, _question(where, row, evaluation, number, pattern))
         for number, (where, row) in enumerate(rows.read(_Published, path))

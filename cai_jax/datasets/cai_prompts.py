@@ -7,17 +7,15 @@ prepared anew. Nothing here touches the network.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
-import io
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
 from cai_jax import records
+from cai_jax.datasets import cache
+from cai_jax.datasets.files import cache_folder
 
 FOLDER = Path(__file__).parent
 SPLITS = {
@@ -77,13 +75,6 @@ class CaiPrompts(tfds.core.GeneratorBasedBuilder):
                 yield number, {field: row[field] for field in fields}
 
 
-def cache_folder() -> Path:
-    """$CAI_JAX_CACHE, else cai_jax under $XDG_CACHE_HOME, else under ~/.cache."""
-    if own := os.environ.get("CAI_JAX_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cai_jax"
-
-
 def content_hash() -> str:
     """First 12 hex digits of the sha256 of the shipped files and the builder's version."""
     digest = hashlib.sha256(f"{CaiPrompts.VERSION} {tfds.__version__}".encode())
@@ -101,39 +92,12 @@ def prepared(kind: str) -> CaiPrompts:
       OSError: the cache folder cannot be written.
     """
     folder = cache_folder() / "datasets" / content_hash() / kind
-    try:
-        if not folder.exists():
-            _prepare(kind, folder)
-        return _builder(kind, folder)
-    except OSError as error:
-        raise OSError(
-            f"Cannot prepare the shipped prompts in {folder}: {error.strerror or error}; "
-            "set CAI_JAX_CACHE to a folder that can be written."
-        ) from error
+    return cache.prepared(functools.partial(_builder, kind), folder, "the shipped prompts")
 
 
 def rows(kind: str, split: str) -> list[dict]:
     """All rows of a split in the shipped order, text decoded, turns as a list of dicts."""
     return [_plain(row) for row in prepared(kind).as_data_source(split=split)]
-
-
-def _prepare(kind: str, folder: Path) -> None:
-    """Prepares beside `folder` and renames, so that a kill or a second process does no harm."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=folder.parent))
-    silence = io.StringIO()  # tfds prints and draws bars; errors still raise
-    try:
-        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
-            _builder(kind, scratch).download_and_prepare(
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-            )
-        with contextlib.suppress(FileExistsError):
-            os.rename(scratch, folder)
-    except OSError as error:
-        if not folder.exists():  # else another process was faster, with the same content
-            raise error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _builder(kind: str, folder: Path) -> CaiPrompts:

@@ -11,6 +11,7 @@ from typing import Any
 from cai_jax import records
 from cai_jax.conversation import Conversation, Turn, parse
 from cai_jax.datasets import cai_prompts
+from cai_jax.datasets.card import Dataset
 from cai_jax.records import Kind
 
 
@@ -92,6 +93,21 @@ def read_prompts(path: str | os.PathLike, kind: Kind = "red_team") -> list[Promp
     if not found:
         raise ValueError(f"{path}: the file holds no prompts; write one JSON object a line.")
     return [prompt for _, prompt in found.values()]
+
+
+def cards() -> tuple[Dataset, ...]:
+    """A file of the user's."""
+    return (
+        Dataset(
+            name="prompts",
+            what="your own, as JSON lines: prompt or turns",
+            licence="yours",
+            source="a file of yours",
+            defects="as measured below",
+            row=PromptRow,
+            read=read_prompts,
+        ),
+    )
 
 
 def _prompt_row(where: str, row: Any, kind: Kind) -> PromptRow:

@@ -1,12 +1,14 @@
-"""Rows of published files, JSON lines or CSV, gzipped or not, checked against a type."""
+"""Rows of published files, JSON or CSV, gzipped or not, checked against a type."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cai_jax import records
@@ -14,8 +16,11 @@ from cai_jax import records
 T = TypeVar("T")
 
 
-def read(cls: type[T], path: str | os.PathLike) -> list[tuple[str, T]]:
-    """("FILE, line N", row) for each line of a JSON-lines file, or of a CSV file with a header.
+def read(cls: type[T], path: str | os.PathLike, key: str | None = None) -> list[tuple[str, T]]:
+    """("FILE, line N", row) for each row of a file, in its order.
+
+    The file is CSV with a header if its name says so; else JSON: an object a line, or one array,
+    or, with `key`, one object that holds the array under that key ("FILE, entry N", from 0).
 
     Args:
       cls: a frozen dataclass; its fields with a default may be absent from a row, and fields of a
@@ -25,10 +30,15 @@ def read(cls: type[T], path: str | os.PathLike) -> list[tuple[str, T]]:
       ValueError: the file, line and field of the first bad row, or an empty file.
       OSError: the file cannot be read.
     """
-    lines = _csv_rows(path) if ".csv" in str(path).lower() else records.read_rows(path)
+    if ".csv" in Path(path).suffixes:
+        lines = _csv_rows(path)
+    else:
+        text = records.read_text(path)
+        whole = key is not None or text.lstrip().startswith("[")
+        lines = _entries(path, text, key) if whole else records.rows_of(text, path)
     found = [(where, _typed(cls, row, where)) for where, row in lines]
     if not found:
-        raise ValueError(f"{path}: the file holds no rows; fetch it again.")
+        raise ValueError(f"{path}: the file holds no rows.")
     return found
 
 
@@ -46,9 +56,21 @@ def _typed(cls: type[T], row: Any, where: str) -> T:
     return records.from_json(cls, values, where)
 
 
+def _entries(path: str | os.PathLike, text: str, key: str | None) -> Iterator[tuple[str, Any]]:
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from error
+    if key is not None:
+        entries = entries.get(key) if isinstance(entries, dict) else None
+        if not isinstance(entries, list):
+            raise ValueError(f'{path}: the file must hold an object with a list "{key}".')
+    for number, entry in enumerate(entries):
+        yield f"{path}, entry {number}", entry
+
+
 def _csv_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, str]]]:
-    text = records.read_text(path)
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(records.read_text(path), newline=""), strict=True)
     line = 0
     try:
         for row in reader:

@@ -11,6 +11,17 @@ from typing import Literal
 
 from cai_jax.conversation import Conversation
 from cai_jax.datasets import rows
+from cai_jax.datasets.card import Dataset, on_github
+from cai_jax.datasets.files import Published
+
+FILE = Published(
+    path="xstest_prompts.csv",
+    home="github.com/paul-rottger/xstest",
+    url=on_github(
+        "paul-rottger/xstest", "475f10bf0a3d6a9dfb174b6de1a38afbfdff98a5", "xstest_prompts.csv"
+    ),
+    checksum="11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +69,19 @@ def read(path: str | os.PathLike) -> list[Item]:
             Item(f"xstest-{row.id}", said, row.type, row.label == "safe", row.focus, row.note)
         )
     return items
+
+
+def cards() -> tuple[Dataset, ...]:
+    """The one file."""
+    return (
+        Dataset(
+            name="xstest",
+            what="250 safe prompts that look unsafe, and 200 unsafe contrasts",
+            licence="CC BY 4.0",
+            source=f"{FILE.home}, arXiv 2308.01263",
+            defects="none known",
+            row=Item,
+            read=read,
+            files=(("test", FILE),),
+        ),
+    )
