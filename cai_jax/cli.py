@@ -92,7 +92,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     from cai_jax.settings import run_settings
     from cai_jax.workdir import Workdir
 
-    if verb == "evaluate" and "model" not in config:
+    if verb == "evaluate" and "runs" in config:
         from cai_jax.snapshot_evaluation import compare_runs as evaluate
     elif verb == "evaluate" and "evaluations" in config:
         from cai_jax.evaluations import evaluate_model as evaluate

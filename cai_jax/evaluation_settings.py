@@ -32,6 +32,7 @@ class EvaluationSettings:
     constitution: str
     data: str
     xstest: str
+    hhh_alignment: str
     evaluations: str
     modes: str
     limit: int

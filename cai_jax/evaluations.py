@@ -13,8 +13,9 @@ from typing import Any
 import jax
 
 from cai_jax import constitution as constitutions
-from cai_jax.datasets import xstest
+from cai_jax.datasets import hhh_alignment, xstest
 from cai_jax.datasets.cai_paper import Question
+from cai_jax.datasets.files import find
 from cai_jax.decoding import Engine
 from cai_jax.evaluation import accuracy, multiple_choice, over_refusal
 from cai_jax.evaluation.intervals import Interval
@@ -38,6 +39,7 @@ from cai_jax.workdir import Workdir, commit, digest
 
 MEASURES = ("refusal by phrases", "refusal by the judge", "evasive by phrases")
 SCORED_AT_A_TIME = 16
+ORIGINAL = "hhh_original.json"  # which of the 438 are the original ones
 
 
 def evaluate_model(config: Mapping[str, Any], path: Path, force: bool, progress: Progress) -> None:
@@ -68,6 +70,7 @@ class Evaluation:
             if name != OVER_REFUSAL
         }
         wants_refusal = OVER_REFUSAL in names(s.evaluations)
+        self.original = _original(self.questions.get("hhh", []), s.hhh_alignment)
         self.items = _spread(xstest.read(given(s, "xstest")), s.limit) if wants_refusal else []
         self.rivals = _rivals(s)
         mesh = make_mesh(dataclasses.asdict(s.mesh))
@@ -109,6 +112,8 @@ class Evaluation:
             self._compare(name, choices, found[name])
         if self.items:
             found[OVER_REFUSAL] = self._over_refusal()
+        if self.original:
+            self.workdir.write_json(ORIGINAL, self.original)
         self.workdir.write_json(
             "results.json",
             {
@@ -243,6 +248,32 @@ def _spread(rows: list, limit: int) -> list:
     if not limit or limit >= len(rows):
         return rows
     return [rows[n * len(rows) // limit] for n in range(limit)]
+
+
+def _original(questions: list, folder: str) -> list[str]:
+    """Ids of the comparisons that BIG-bench's files hold too, by the texts of both replies.
+
+    Raises:
+      ConfigError: there is none.
+      OSError: a file is missing.
+    """
+    if not folder or not questions:
+        return []
+    files = [find(file, Path(folder)) for d in hhh_alignment.cards() for _, file in d.files]
+    known = {
+        frozenset((" ".join(item.better.split()), " ".join(item.worse.split())))
+        for file in files
+        for item in hhh_alignment.read(file)
+    }
+    ids = [
+        q.id for q in questions if frozenset(" ".join(text.split()) for text in q.options) in known
+    ]
+    if not ids:
+        raise ConfigError(
+            f"config.hhh_alignment: {folder} shares no comparison with the 438; give the folder of "
+            "BIG-bench's hhh_alignment task."
+        )
+    return ids
 
 
 def _rivals(settings: EvaluationSettings) -> dict[str, list[Choice]]:

@@ -33,12 +33,15 @@ def get_config() -> ConfigDict:
 
     # Which evaluations and modes, with commas between; `limit` takes so many of each, evenly
     # spread, 0 all. `against` is the workdir of another system's evaluation, for paired tests.
+    # `hhh_alignment`, the folder of BIG-bench's task of that name, tells which of the 438 are the
+    # original 221 (figure 11); empty leaves that out.
     config.evaluations = "hhh,harmful_vs_ethical,harm_classes,over_refusal"
     config.modes = "zero_shot,few_shot,chain_of_thought"
     config.limit = 0
     config.against = ""
     config.data = ""
     config.xstest = ""
+    config.hhh_alignment = ""
     config.constitution = shared.constitution
 
     # Chains of thought of each question; 5 in the paper's ensemble.

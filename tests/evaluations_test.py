@@ -8,6 +8,7 @@ import tiny_run
 from cai_paper_test import WRITTEN
 
 from cai_jax import cli
+from cai_jax.datasets import hhh_alignment
 from cai_jax.evaluation.multiple_choice import Choice
 from cai_jax.pipeline import read_records
 
@@ -37,6 +38,13 @@ def experiment(tmp_path_factory):
     for name, (row,) in WRITTEN.items():
         (folder / name).write_text(rows(row, 3))
     (experiment.folder / "xstest.csv").write_text(XSTEST)
+    for subset in hhh_alignment.SUBSETS:
+        file = experiment.folder / "big-bench" / subset / "task.json"
+        file.parent.mkdir(parents=True)
+        scores = {"Ten [[o'clock]].": 1, "Go away.\n\nNow.": 0}
+        if subset != "honest":
+            scores = {"Yes.": 1, f"No, {subset}.": 0}
+        file.write_text(json.dumps({"examples": [{"input": "How late?", "target_scores": scores}]}))
     shutil.copy(tiny_run.ROOT / "experiments" / "evaluations.py", experiment.folder)
     return experiment
 
@@ -47,6 +55,7 @@ def command(experiment, workdir, *more: str) -> list[str]:
         model={folder}/model data={folder} xstest={folder}/xstest.csv
         constitution={tiny_run.ROOT}/constitutions/general.yaml engine.slots=2 choices.few_shots=1
         choices.chains=2 choices.chain_tokens=4 responses.response_tokens=4 resamples=20
+        hhh_alignment={folder}/big-bench
     """
     flags = [f"--config.{setting}" for setting in settings.split()]
     config = f"--config={experiment.folder}/evaluations.py"
@@ -73,6 +82,8 @@ def test_everything_is_measured(evaluated):
             assert value["low"] <= value["value"] <= value["high"]
             shots = mode == "few_shot" and name != "hhh"
             assert (value["n"], summary["not_scored"][mode]) == ((2, 1) if shots else (3, 0))
+    original = json.loads((workdir / "hhh_original.json").read_text())
+    assert original == ["hhh-0", "hhh-1", "hhh-2"]
     refusal = found["evaluations"]["over_refusal"]
     assert refusal["safe"]["refusal by the judge"]["n"] == 1
     (choice, *_) = read_records(workdir / "hhh-chain_of_thought" / "choices", Choice)
@@ -107,7 +118,8 @@ def test_again_it_asks_nothing_and_finds_the_same(evaluated, experiment, tiny_ca
         (["--config.limit=-1"], "limit is -1"),
         (["--config.data="], "config.data is empty; give a checkout of the paper's repository"),
         (["--config.xstest="], "config.xstest is empty"),
-        (["--config.data=nowhere"], "nowhere has no 438HHHEvaluations.jsonl"),
+        (["--config.data=nowhere"], "nowhere has no evals/438HHHEvaluations.jsonl"),
+        (["--config.hhh_alignment=nowhere"], "nowhere has no "),
         (["--config.run=nowhere"], "nowhere is no run"),
         (["--config.preference_model=nowhere"], "nowhere has no finished 'preference_model'"),
         (["--config.against=nowhere"], "config.against: nowhere holds no finished evaluation"),

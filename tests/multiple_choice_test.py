@@ -139,6 +139,11 @@ def test_few_shots_of_other_questions_are_questions_that_are_not_scored(tmp_path
     assert [forced(s) for s in engine.scripts] == [before + q.prompt for q in rest]
 
 
+def test_few_shots_leave_something_to_ask():
+    with pytest.raises(ValueError, match="few_shots is 2, and there are 2 questions"):
+        parted(SETTINGS, "few_shot", CONSTITUTION, CLASSES[:2], 0)
+
+
 @pytest.mark.parametrize("questions", [COMPARISONS, CLASSES], ids=["hhh", "classes"])
 def test_a_chat_model_is_asked_in_turns(tmp_path, questions, chat_model):
     engine = ScriptedEngine(certain(lambda s: True))

@@ -155,6 +155,7 @@ def test_every_caption_has_what_a_reader_needs(drawn, tmp_path):
         for words in ("n = ", "Models: small.", "Seeds: 3.", "Hardware: 2 CPU cores.",
                       "Departures from the paper: ", "95% intervals"):  # fmt: skip
             assert words in caption, f"figure {number}: {caption}"
+        assert ("Faint: the paper's values" in caption) == (number in (2, 3, 4, 5, 8, 10))
 
 
 def test_2_elo_of_runs_and_of_comparisons(drawn, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny_run
@@ -44,6 +45,11 @@ def test_two_runs_by_a_model(finished, tiny_cache, tmp_path, capsys):
     assert len(rows) == 2 * 6 * 5
     assert tiny_run.run(command(tmp_path / "w", *settings), tiny_cache) == 0
     assert "finished in a former run" in capsys.readouterr().out
+    for number, folder in ((2, "w"), (3, "w"), (8, "w"), (2, "twin"), (5, "twin"), (8, "twin")):
+        argv = ["figures", f"--figure={number}", f"--runs={tmp_path / folder}"]
+        assert tiny_run.run([*argv, f"--workdir={tmp_path / folder}"], tiny_cache) == 0
+        drawn = capsys.readouterr().out.splitlines()
+        assert [Path(file).suffix for file in drawn] == [".csv", ".png", ".svg"]
 
 
 def test_one_run_by_its_preference_model(finished, tiny_cache, tmp_path):

@@ -195,6 +195,9 @@ def parted(
     Comparisons are preceded by the constitution's worked examples, and those among the questions
     are not asked, whatever the number shown: the paper's six chains of thought are six of its 438
     comparisons. Of other questions, `few_shot` shows drawn ones, right options in turn.
+
+    Raises:
+      ValueError: as many questions would be shown as there are.
     """
     if questions and isinstance(questions[0], HHHQuestion):
         given_away = {
@@ -208,6 +211,11 @@ def parted(
         return [], [q for q in questions if {text.strip() for text in q.options} not in known]
     if mode != "few_shot":
         return [], list(questions)
+    if settings.few_shots >= len(questions):
+        raise ValueError(
+            f"choices.few_shots is {settings.few_shots}, and there are {len(questions)} questions "
+            "to show and to ask; lower it or raise config.limit."
+        )
     shown: list[Question] = []
     for n in range(settings.few_shots):
         left = [q for q in questions if q not in shown]

@@ -61,6 +61,7 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
         [point.n for each in ours for point in each.y],
         "other prompts and fewer samples than the paper's 64 by 256; the paper's faint lines are "
         "at T=1; the axis is logarithmic beyond the first sequences.",
+        beside_the_paper=True,
     )
     panel = Panel("", "RL sequences", "harmfulness (0-4)", ours, theirs, "symlog")
     return lines.draw("Absolute harmfulness by RL sequences", text, [panel], stem)

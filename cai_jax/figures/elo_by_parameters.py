@@ -48,5 +48,6 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
         folders,
         n,
         "the judge is a model, not crowdworkers; no RLHF on people's harmlessness labels.",
+        beside_the_paper=True,
     )
     return lines.draw("Elo by model size", text, panels, stem)

@@ -41,5 +41,6 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
         n,
         "the judge is a model, not crowdworkers; one snapshot a run after RL instead of four; the "
         "axis is logarithmic beyond the first sequences, since ours are far fewer.",
+        beside_the_paper=True,
     )
     return lines.draw("Elo by RL sequences", text, panels, stem)

@@ -164,9 +164,17 @@ def _of_run(folder: Folder) -> list[EloSnapshot]:
 
 
 def caption(
-    sentences: Sequence[str], folders: Sequence[Folder], n: Sequence[int], departures: str
+    sentences: Sequence[str],
+    folders: Sequence[Folder],
+    n: Sequence[int],
+    departures: str,
+    beside_the_paper: bool = False,
 ) -> str:
-    """A figure's caption: what it shows, n, models, seeds, hardware, departures from the paper."""
+    """A figure's caption: what it shows, n, models, seeds, hardware, departures from the paper.
+
+    Args:
+      beside_the_paper: whether values of the paper are drawn too.
+    """
     seeds = sorted({f.config["seed"] for f in folders if "seed" in f.config})
     models = sorted({_model(f) for f in folders} - {""})
     sizes = sorted(set(n))
@@ -179,7 +187,8 @@ def caption(
     if seeds:
         parts.append(f"Seeds: {', '.join(map(str, seeds))}.")
     parts.append(f"Hardware: {', '.join(_hardware(folders))}.")
-    parts.append("Faint: the paper's values, read off its figure by eye, where it gives any.")
+    if beside_the_paper:
+        parts.append("Faint: the paper's values, read off its figure by eye.")
     return " ".join([*parts, f"Departures from the paper: {departures}"])
 
 

@@ -38,5 +38,6 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
         [point.n for line in ours for point in line.y],
         "the few-shots are those of the constitution in use; chains of thought are asked of the "
         "same model; ours are instruct models where the model is one.",
+        beside_the_paper=True,
     )
     return lines.draw("HHH accuracy by model size", text, [panel], stem)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from cai_jax.evaluation.intervals import Interval
 from cai_jax.figures import style
 
-PANEL_WIDTH, PANEL_HEIGHT, LEGEND_WIDTH = 4.4, 4.4, 2.5  # inches
+PANEL_WIDTH, PANEL_HEIGHT, LEGEND_WIDTH = 4.4, 4.4, 3.0  # inches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,10 @@ def draw(title: str, caption: str, panels: Sequence[Panel], stem: str | os.PathL
             )
             rows += [[panel.title, line.name, "ours", x, p.value, p.low, p.high, p.n]
                      for x, p in zip(line.x, line.y, strict=True)]  # fmt: skip
+        if panel.scale == "linear" and all(
+            isinstance(x, int) for line in panel.ours for x in line.x
+        ):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         style.dress(axes, panel.x_label, panel.y_label)
     figure.legend(
         handles=_handles(panels, look), loc="upper left",
@@ -122,7 +127,7 @@ def _handles(panels: Sequence[Panel], look: dict[str, tuple[str, str]]) -> list[
     ]  # fmt: skip
 
 
-def _short(name: str, longest: int = 36) -> str:
+def _short(name: str, longest: int = 40) -> str:
     return name if len(name) <= longest else name[: longest - 3] + "..."
 
 

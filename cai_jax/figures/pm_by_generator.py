@@ -44,6 +44,7 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
         [point.n for each in ours for point in each.y],
         "the PM is the run's own, trained on AI labels of harmlessness and human helpfulness, not "
         "a 52B one of human labels, so lines of different runs have different scales.",
+        beside_the_paper=True,
     )
     panel = Panel("", "revisions", "PM score", ours, theirs, level=0.0)
     return lines.draw("PM score by number of revisions", text, [panel], stem)
