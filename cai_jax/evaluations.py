@@ -27,13 +27,13 @@ from cai_jax.evaluation_settings import (
     given,
     names,
 )
+from cai_jax.finished_models import model_of_run, preference_model_of_run
 from cai_jax.mesh import make_mesh
 from cai_jax.models.scoring import score_texts
 from cai_jax.pipeline import counter, read_records
 from cai_jax.progress import Progress, ResultRow
 from cai_jax.records import Provenance
 from cai_jax.settings import ConfigError, build
-from cai_jax.tools import model_of_run, preference_model_of_run
 from cai_jax.weights.load import Model, load_model
 from cai_jax.workdir import Workdir, commit, digest
 
@@ -96,7 +96,7 @@ class Evaluation:
     def _load(self) -> Model:
         s = self.settings
         if s.run:
-            return model_of_run(Path(s.run), s.stage or None)[0]
+            return model_of_run(Path(s.run), s.stage or None, self.progress.say)[0]
         return load_model(s.model, s.dtype, self.mesh, self.progress.say)
 
     def run(self) -> None:

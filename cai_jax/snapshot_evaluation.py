@@ -17,6 +17,7 @@ from cai_jax.evaluation.intervals import Interval
 from cai_jax.evaluation.results import ANCHOR, SNAPSHOTS
 from cai_jax.evaluation.snapshot_comparisons import SnapshotComparison
 from cai_jax.evaluation.snapshots import Answer
+from cai_jax.finished_models import preference_model_of_run
 from cai_jax.mesh import make_mesh
 from cai_jax.models.scoring import score_texts
 from cai_jax.pipeline import counter, read_records
@@ -25,7 +26,6 @@ from cai_jax.records import from_json, read_rows
 from cai_jax.report import COLUMNS
 from cai_jax.settings import ConfigError, EngineSize, MeshShape, build
 from cai_jax.shards import write_atomically
-from cai_jax.tools import preference_model_of_run
 from cai_jax.weights.load import load_model
 from cai_jax.workdir import Workdir, digest
 

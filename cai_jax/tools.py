@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
-
-import jax
 
 from cai_jax import constitution as constitutions
 from cai_jax.constitution import Constitution
@@ -18,15 +14,13 @@ from cai_jax.conversation import Conversation
 from cai_jax.decoding import Engine
 from cai_jax.decoding.respond import respond
 from cai_jax.encoding import prompt_tokens
-from cai_jax.mesh import place
+from cai_jax.finished_models import STAGES, model_of_run
 from cai_jax.principles import NOUNS
-from cai_jax.training.checkpoint import load_params
 from cai_jax.weights import fetch as weights
 from cai_jax.weights.load import Model, load_model
 from cai_jax.weights.safetensors import write_directory
 
 LONGEST_CHAT = 2048  # tokens of history that a chat keeps, the reply counted
-STAGES = ("ppo", "finetune")  # that leave a language model, the last one first
 
 
 class ToolError(ValueError):
@@ -47,9 +41,7 @@ def chat(arguments: list[str]) -> None:
       ToolError: neither or both of --model and --workdir, or an option without meaning.
       ValueError: the model or the run cannot be loaded.
     """
-    parser = command_parser(
-        "chat", "Talk to a model. /reset forgets the conversation, /quit ends it."
-    )
+    parser = _parser("chat", "Talk to a model. /reset forgets the conversation, /quit ends it.")
     _source_options(parser)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--max_new_tokens", type=int, default=256)
@@ -126,7 +118,7 @@ def _lines() -> Iterator[str]:
 
 def fetch(arguments: list[str]) -> None:
     """Downloads a known model if the cache lacks it; says where it is and what its checksum is."""
-    parser = command_parser("fetch", f"Models: {', '.join(sorted(weights.SOURCES))}.")
+    parser = _parser("fetch", f"Models: {', '.join(sorted(weights.SOURCES))}.")
     parser.add_argument("name", nargs="?", default="smollm2-135m-instruct")
     name = parser.parse_args(arguments).name
     file = weights.fetch(name, _say)
@@ -141,7 +133,7 @@ def constitution(arguments: list[str]) -> None:
       ConstitutionError: a constitution that cannot be used, with file, line and field.
       ToolError: the file to write exists.
     """
-    parser = command_parser("constitution", "Check, compare and import constitutions.")
+    parser = _parser("constitution", "Check, compare and import constitutions.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="check|diff|import")
     check = verbs.add_parser("check", help="check a constitution and list its principles")
     check.add_argument("file", type=Path)
@@ -190,9 +182,7 @@ def import_weights(arguments: list[str]) -> None:
       ToolError: the directory holds a model.
       WeightsError: the source cannot be read.
     """
-    parser = command_parser(
-        "import-weights", "Write a model as a directory in Hugging Face layout."
-    )
+    parser = _parser("import-weights", "Write a model as a directory in Hugging Face layout.")
     parser.add_argument("--from", dest="model", required=True, metavar="NAME_OR_PATH")
     _target_options(parser)
     options = parser.parse_args(arguments)
@@ -206,18 +196,17 @@ def export_weights(arguments: list[str]) -> None:
     Raises:
       ToolError: the run has no such model, or the directory holds one.
     """
-    parser = command_parser("export-weights", "Write a run's model for other software to read.")
+    parser = _parser("export-weights", "Write a run's model for other software to read.")
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR")
     _stage_option(parser)
     _target_options(parser)
     options = parser.parse_args(arguments)
     _check_target(options)
-    model, start = model_of_run(options.workdir, options.stage)
+    model, start = model_of_run(options.workdir, options.stage, _say)
     _write(options.to, model, start)
 
 
-def command_parser(verb: str, description: str) -> argparse.ArgumentParser:
-    """A parser of a verb's options whose errors are ToolErrors."""
+def _parser(verb: str, description: str) -> _Parser:
     return _Parser(prog=f"cai-jax {verb}", description=description, allow_abbrev=False)
 
 
@@ -248,56 +237,7 @@ def _model(options: argparse.Namespace) -> Model:
         if options.stage:
             raise ToolError("--stage belongs to --workdir; leave it out, or give --workdir=DIR.")
         return load_model(options.model, report=_say)
-    return model_of_run(options.workdir, options.stage)[0]
-
-
-def model_of_run(workdir: Path, stage: str | None) -> tuple[Model, str]:
-    """A run's model after a stage (the last finished one if None), and what the run began with."""
-    config = workdir / "config.json"
-    if not config.is_file():
-        raise ToolError(f"{workdir} is no run: it has no config.json; give a run's --workdir.")
-    finished = [s for s in STAGES if (workdir / s / "done.json").exists()]
-    if not finished or (stage and stage not in finished):
-        raise ToolError(
-            f"{workdir} has no finished '{stage or 'finetune'}'; run `cai-jax run` with it first."
-        )
-    stage = stage or finished[0]
-    try:
-        settings = json.loads(config.read_text("utf-8"))
-        start, dtype = settings["model"], settings["dtype"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ToolError(f"{config} is damaged; run `cai-jax run` with this workdir again.") from (
-            error
-        )
-    model = load_model(start, dtype, report=_say)
-    params = load_params(workdir / stage / "params")[0]
-    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (model.params, params)]
-    if shapes[0] != shapes[1]:
-        raise ToolError(
-            f"{workdir / stage / 'params'} is of another shape than {start}, which the run says "
-            "it began with; put that model back."
-        )
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return dataclasses.replace(model, params=params, name=f"{start} after {stage}"), start
-
-
-def preference_model_of_run(
-    workdir: Path, mesh: jax.sharding.Mesh | None, report: Callable[[str], None]
-) -> Model:
-    """A run's preference model: the feedback model with the trained trunk and scalar head.
-
-    Raises:
-      ToolError: the folder is no run, or its preference model is not finished.
-    """
-    if not (workdir / "preference_model" / "done.json").exists():
-        raise ToolError(
-            f"{workdir} has no finished 'preference_model'; run `cai-jax train-pm` with it first."
-        )
-    settings = json.loads((workdir / "config.json").read_text("utf-8"))
-    start = settings["feedback_model"] or settings["model"]
-    model = load_model(start, settings["dtype"], mesh, report)
-    params = place(load_params(workdir / "preference_model" / "params")[0], mesh)
-    return dataclasses.replace(model, params=params, name=f"preference model of {workdir}")
+    return model_of_run(options.workdir, options.stage, _say)[0]
 
 
 def _write(directory: Path, model: Model, source: str) -> None:

@@ -22,7 +22,7 @@ FLOORS = {
     3: "decoding",
     4: "training",
     5: "stages evaluation",
-    6: """figures progress settings workdir run report plan doctor tools pipeline
+    6: """figures progress settings workdir run report plan doctor finished_models tools pipeline
           evaluation_settings evaluations snapshot_evaluation cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -277,3 +277,9 @@ def test_what_is_no_folder_or_no_figure(capsys, tmp_path):
     folder = a_run(tmp_path / "two", 9)
     (folder / "evaluation" / "results.json").write_text("{")
     assert "JSON files are damaged" in complaint(capsys, 5, folder)
+
+
+def test_a_word_that_is_not_understood(capsys):
+    assert cli.main(["figures", "--figure=two", "--runs=a", "--workdir=b"]) == 2
+    said = capsys.readouterr().err
+    assert "invalid int value: 'two'; `cai-jax figures --help`" in said and said.count("\n") == 1

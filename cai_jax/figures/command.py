@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from typing import NoReturn
 
 from cai_jax.figures import (
     absolute_harmfulness,
@@ -18,7 +20,6 @@ from cai_jax.figures import (
     pm_by_generator,
 )
 from cai_jax.figures.folders import FigureError, read
-from cai_jax.tools import command_parser
 
 FIGURES = {
     2: elo_plane.draw,
@@ -35,6 +36,11 @@ FIGURES = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise FigureError(f"{self.prog}: {message}; `{self.prog} --help` lists what it takes.")
+
+
 def figures(arguments: list[str]) -> None:
     """Draws one figure of the paper from the records of runs and evaluations.
 
@@ -42,7 +48,11 @@ def figures(arguments: list[str]) -> None:
       FigureError: a figure that is none, or records that do not hold what it shows.
       OSError: a file that cannot be written.
     """
-    parser = command_parser("figures", "Draw a figure of the paper beside the paper's own values.")
+    parser = _Parser(
+        prog="cai-jax figures",
+        description="Draw a figure of the paper beside the paper's own values.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--figure", type=int, required=True, metavar="N", help="2 to 12")
     parser.add_argument("--runs", required=True, metavar="DIR,DIR", help="where the records are")
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="for the files")
