@@ -18,8 +18,11 @@ A whole run, or one stage of it; each continues where a former run stopped:
   compare       let the feedback model choose between pairs of responses
   train-pm      train the preference model on its choices
   train-rl      RL-CAI: PPO against the preference model
-  evaluate      compare the start, SL-CAI and RL-CAI on held-out prompts
-  figures       draw the figures again, from the records
+  evaluate      compare the start, SL-CAI and RL-CAI on held-out prompts; with
+                --config=experiments/evaluations.py, any one model on the published evaluations;
+                with experiments/snapshots.py, the snapshots of several runs, by any judge
+  figures       draw the figures again, from the records; with --figure=N --runs=DIR,DIR and no
+                --config, a figure of the paper from the records of runs and evaluations
   --force       with a stage whose settings changed: throw it away and make it again
   --relabel     with compare: make the labels again from the answers in the records, no model
 
@@ -57,7 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     verb, rest = arguments[0], arguments[1:]
     try:
-        if verb == "run" or verb in STAGES:
+        if verb == "figures" and any(word.startswith("--figure") for word in rest):
+            from cai_jax.figures.command import figures
+
+            figures(rest)
+        elif verb == "run" or verb in STAGES:
             _run(verb, rest)
         elif verb == "label-ablation":
             _label_ablation(rest)
@@ -94,6 +101,17 @@ def _run(verb: str, arguments: list[str]) -> None:
     from cai_jax.settings import run_settings
     from cai_jax.workdir import Workdir
 
+    if verb == "evaluate" and "runs" in config:
+        from cai_jax.snapshot_evaluation import compare_runs as evaluate
+    elif verb == "evaluate" and "evaluations" in config:
+        from cai_jax.evaluations import evaluate_model as evaluate
+    else:
+        evaluate = None
+    if evaluate:
+        keep_compiled_programs()
+        start_multihost()
+        with Progress() as progress:
+            return evaluate(config, workdir, force, progress)
     settings = run_settings(config)
     keep_compiled_programs()
     start_multihost()

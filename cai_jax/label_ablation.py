@@ -116,7 +116,8 @@ def run(
     mesh = mesh if mesh.size > 1 else None
     judge = load_model(settings.feedback_model, settings.dtype, mesh, progress.say)
     size = settings.engine
-    engine = Engine(judge, size.slots, size.max_length, int(size.memory_gb * 1e9) or None)
+    memory = int(size.memory_gb * 1e9) or None
+    engine = Engine(judge, size.slots, size.max_length, memory, size.few_sizes)
     inputs = {
         "seed": settings.seed,
         "dtype": settings.dtype,

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from cai_jax.evaluation import results, snapshots
@@ -61,6 +62,7 @@ def evaluate(run: Run) -> None:
     run.workdir.write_json(
         "evaluation/results.json",
         {
+            "parameters": sum(x.size for x in jax.tree.leaves(run.initial.params)),
             "snapshots": [_plain(m) for m in measures],
             "labels": {m: {k: _plain(v) for k, v in q.items()} for m, q in labels.items()},
             "training_labels": {k: _plain(v) for k, v in _training_labels(run).items()},

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
-
-import jax
 
 from cai_jax import constitution as constitutions
 from cai_jax.constitution import Constitution
@@ -19,14 +15,13 @@ from cai_jax.datasets import catalog, files, measure
 from cai_jax.decoding import Engine
 from cai_jax.decoding.respond import respond
 from cai_jax.encoding import prompt_tokens
+from cai_jax.finished_models import STAGES, model_of_run
 from cai_jax.principles import NOUNS
-from cai_jax.training.checkpoint import load_params
 from cai_jax.weights import fetch as weights
 from cai_jax.weights.load import Model, load_model
 from cai_jax.weights.safetensors import write_directory
 
 LONGEST_CHAT = 2048  # tokens of history that a chat keeps, the reply counted
-STAGES = ("ppo", "finetune")  # that leave a language model, the last one first
 
 
 class ToolError(ValueError):
@@ -236,7 +231,7 @@ def export_weights(arguments: list[str]) -> None:
     _target_options(parser)
     options = parser.parse_args(arguments)
     _check_target(options)
-    model, start = _model_of_run(options.workdir, options.stage)
+    model, start = model_of_run(options.workdir, options.stage, _say)
     _write(options.to, model, start)
 
 
@@ -271,37 +266,7 @@ def _model(options: argparse.Namespace) -> Model:
         if options.stage:
             raise ToolError("--stage belongs to --workdir; leave it out, or give --workdir=DIR.")
         return load_model(options.model, report=_say)
-    return _model_of_run(options.workdir, options.stage)[0]
-
-
-def _model_of_run(workdir: Path, stage: str | None) -> tuple[Model, str]:
-    """A run's model after a stage (the last finished one if None), and what the run began with."""
-    config = workdir / "config.json"
-    if not config.is_file():
-        raise ToolError(f"{workdir} is no run: it has no config.json; give a run's --workdir.")
-    finished = [s for s in STAGES if (workdir / s / "done.json").exists()]
-    if not finished or (stage and stage not in finished):
-        raise ToolError(
-            f"{workdir} has no finished '{stage or 'finetune'}'; run `cai-jax run` with it first."
-        )
-    stage = stage or finished[0]
-    try:
-        settings = json.loads(config.read_text("utf-8"))
-        start, dtype = settings["model"], settings["dtype"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ToolError(f"{config} is damaged; run `cai-jax run` with this workdir again.") from (
-            error
-        )
-    model = load_model(start, dtype, report=_say)
-    params = load_params(workdir / stage / "params")[0]
-    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (model.params, params)]
-    if shapes[0] != shapes[1]:
-        raise ToolError(
-            f"{workdir / stage / 'params'} is of another shape than {start}, which the run says "
-            "it began with; put that model back."
-        )
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return dataclasses.replace(model, params=params, name=f"{start} after {stage}"), start
+    return model_of_run(options.workdir, options.stage, _say)[0]
 
 
 def _write(directory: Path, model: Model, source: str) -> None:

@@ -7,13 +7,18 @@ import pytest
 import tiny_run
 
 from cai_jax import cli
-from cai_jax.settings import run_settings
+from cai_jax.evaluation_settings import EvaluationSettings
+from cai_jax.settings import build, run_settings
 
 FOLDER = tiny_run.ROOT / "experiments"
 # Every experiment with every argument it takes.
 EXPERIMENTS = ["quickstart.py", "quickstart.py:full", "quickstart.py:smoke"]
-# Those that are no whole run, with their verbs; their own tests run them.
-OTHERS = {"label_ablation.py": "label-ablation"}
+# Those that are no whole run, with their verbs.
+OTHERS = {
+    "label_ablation.py": "label-ablation",
+    "evaluations.py": "evaluate",
+    "snapshots.py": "evaluate",
+}
 
 # What makes a run tiny; all else is the experiment's own. The sizes are those of tiny_run, whose
 # compiled programs are there.
@@ -55,19 +60,24 @@ def test_it_builds_and_has_exactly_the_settings_of_common(name):
     assert keys(found) == keys(config("common.py"))
 
 
-@pytest.mark.parametrize("name", sorted({name.split(":")[0] for name in EXPERIMENTS} | set(OTHERS)))
+@pytest.mark.parametrize("name", sorted({n.split(":")[0] for n in [*EXPERIMENTS, *OTHERS]}))
 def test_its_header_says_what_it_takes_and_gives(name):
     tree = ast.parse((FOLDER / name).read_text("utf-8"))
     header = ast.get_docstring(tree)
     for field in ("Command", "Hardware", "Time", "Expect"):
         assert re.search(rf"^{field}: +\S", header, re.MULTILINE), f"{name} lacks {field}"
-    assert f"cai-jax {OTHERS.get(name, 'run')} --config=experiments/{name}" in header
+    verb = OTHERS.get(name, "run")
+    assert f"cai-jax {verb} --config=experiments/{name}" in header
     imported = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert imported <= {"common", "ml_collections"}
+
+
+def test_evaluations_has_exactly_the_settings_that_there_are():
+    build(EvaluationSettings, config("evaluations.py"))
 
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *OTHERS])

@@ -1,4 +1,4 @@
-"""Intervals for every number an evaluation reports: Wilson for shares, bootstrap for the rest."""
+"""Intervals for every number an evaluation reports, and tests of two systems on the same items."""
 
 from __future__ import annotations
 
@@ -81,3 +81,61 @@ def percentiles(draws: np.ndarray, confidence: float = 0.95) -> np.ndarray:
     """The two ends of the central interval over the first axis of `draws`; float[2, ...]."""
     tail = 50 * (1 - confidence)
     return np.nanpercentile(draws, [tail, 100 - tail], axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Two systems on the same items.
+
+    Attributes:
+      difference: mean of the first less mean of the second, with its interval.
+      p: two-sided probability of a difference at least so far from 0 if there were none.
+    """
+
+    difference: Interval
+    p: float
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Exact two-sided McNemar p of two systems' hits on the same items, bool[N] each.
+
+    Only items that one alone gets right count: under no difference each falls to either side like
+    a fair coin. 1.0 where there are none.
+
+    Raises:
+      ValueError: lists of different lengths.
+
+    Reference: Q. McNemar, "Note on the sampling error of the difference between correlated
+    proportions" (1947), in its exact binomial form.
+    """
+    pairs = list(zip(first, second, strict=True))
+    only_first = sum(bool(a) and not b for a, b in pairs)
+    only_second = sum(bool(b) and not a for a, b in pairs)
+    n = only_first + only_second
+    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def paired_difference(
+    first: Sequence[float],
+    second: Sequence[float],
+    seed: int,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> Paired:
+    """Difference of two systems' means over the same items, with a paired bootstrap interval.
+
+    The p is McNemar's where all values are 0 or 1; else it is twice the smaller share of bootstrap
+    differences on either side of 0, and never below 1 / resamples.
+
+    Raises:
+      ValueError: lists of different lengths.
+    """
+    pairs = np.asarray(list(zip(first, second, strict=True)), float).reshape(-1, 2)
+    lead = pairs[:, 0] - pairs[:, 1]
+    interval = bootstrap_mean(lead, seed, resamples, confidence)
+    if np.isin(pairs, (0.0, 1.0)).all():
+        return Paired(interval, mcnemar(pairs[:, 0] == 1, pairs[:, 1] == 1))
+    draws = lead[resample(len(lead), seed, resamples)].mean(1)
+    p = 2 * min((draws <= 0).mean(), (draws >= 0).mean())
+    return Paired(interval, float(min(1.0, max(p, 1 / resamples))))

@@ -1,0 +1,79 @@
+"""The models that a finished run leaves in its workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from cai_jax.mesh import place
+from cai_jax.training.checkpoint import load_params
+from cai_jax.weights.load import Model, load_model
+
+STAGES = ("ppo", "finetune")  # that leave a language model, the last one first
+
+
+class RunError(ValueError):
+    """A folder without the model that is asked for; the message says what to do."""
+
+
+def model_of_run(
+    workdir: Path, stage: str | None, report: Callable[[str], None]
+) -> tuple[Model, str]:
+    """A run's model after a stage (the last finished one if None), and what the run began with.
+
+    Raises:
+      RunError: the folder is no run, is damaged, or the stage is not finished.
+    """
+    config = workdir / "config.json"
+    if not config.is_file():
+        raise RunError(f"{workdir} is no run: it has no config.json; give a run's --workdir.")
+    finished = [s for s in STAGES if (workdir / s / "done.json").exists()]
+    if not finished or (stage and stage not in finished):
+        raise RunError(
+            f"{workdir} has no finished '{stage or 'finetune'}'; run `cai-jax run` with it first."
+        )
+    stage = stage or finished[0]
+    start, dtype = _noted(config, "model", "dtype")
+    model = load_model(start, dtype, report=report)
+    params = load_params(workdir / stage / "params")[0]
+    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (model.params, params)]
+    if shapes[0] != shapes[1]:
+        raise RunError(
+            f"{workdir / stage / 'params'} is of another shape than {start}, which the run says "
+            "it began with; put that model back."
+        )
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return dataclasses.replace(model, params=params, name=f"{start} after {stage}"), start
+
+
+def preference_model_of_run(
+    workdir: Path, mesh: jax.sharding.Mesh | None, report: Callable[[str], None]
+) -> Model:
+    """A run's preference model: the feedback model with the trained trunk and scalar head.
+
+    Raises:
+      RunError: the folder is no run, is damaged, or its preference model is not finished.
+    """
+    if not (workdir / "preference_model" / "done.json").exists():
+        raise RunError(
+            f"{workdir} has no finished 'preference_model'; run `cai-jax train-pm` with it first."
+        )
+    judge, start, dtype = _noted(workdir / "config.json", "feedback_model", "model", "dtype")
+    model = load_model(judge or start, dtype, mesh, report)
+    params = place(load_params(workdir / "preference_model" / "params")[0], mesh)
+    return dataclasses.replace(model, params=params, name=f"preference model of {workdir}")
+
+
+def _noted(config: Path, *keys: str) -> list[str]:
+    """Values of a run's config.json."""
+    try:
+        settings = json.loads(config.read_text("utf-8"))
+        return [settings[key] for key in keys]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{config} is damaged; run `cai-jax run` with this workdir again.") from (
+            error
+        )

@@ -1,0 +1,224 @@
+"""Snapshots of several runs by one judge: `cai-jax evaluate --config=experiments/snapshots.py`."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cai_jax import constitution as constitutions
+from cai_jax.decoding import Engine
+from cai_jax.evaluation import snapshot_comparisons
+from cai_jax.evaluation.intervals import Interval
+from cai_jax.evaluation.results import ANCHOR, SNAPSHOTS
+from cai_jax.evaluation.snapshot_comparisons import SnapshotComparison
+from cai_jax.evaluation.snapshots import Answer
+from cai_jax.finished_models import preference_model_of_run
+from cai_jax.mesh import make_mesh
+from cai_jax.models.scoring import score_texts
+from cai_jax.pipeline import counter, read_records
+from cai_jax.progress import Progress, ResultRow
+from cai_jax.records import from_json, read_rows
+from cai_jax.report import COLUMNS
+from cai_jax.settings import ConfigError, EngineSize, MeshShape, build
+from cai_jax.shards import write_atomically
+from cai_jax.weights.load import load_model
+from cai_jax.workdir import Workdir, digest
+
+KINDS = {"red_team": "harmlessness", "helpful": "helpfulness"}
+STAGE = "comparisons"
+SCORED_AT_A_TIME = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapshotSettings:
+    """Who is compared and who judges; experiments/snapshots.py says what each key means."""
+
+    seed: int
+    runs: str
+    records: str
+    judge: str
+    preference_model: str
+    dtype: str
+    constitution: str
+    few_shots: int
+    harmless_instruction: str
+    helpful_instruction: str
+    anchor: str
+    hard: bool
+    shard_size: int
+    resamples: int
+    engine: EngineSize
+    mesh: MeshShape
+
+    def __post_init__(self):
+        judges = [name for name in ("records", "judge", "preference_model") if getattr(self, name)]
+        if len(judges) != 1:
+            raise ValueError(
+                "give one judge: config.judge (a model), config.preference_model (a run's folder) "
+                f"or config.records (a file of people's comparisons), not {len(judges)} of them."
+            )
+        if bool(self.runs) == bool(self.records):
+            raise ValueError(
+                "config.runs names the folders whose answers are judged; config.records holds "
+                "comparisons already made; give one of the two."
+            )
+        if self.shard_size < 1 or self.resamples < 1:
+            raise ValueError("shard_size and resamples must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A point of a run. Attributes: run, its folder's name; sequences, that PPO had trained on;
+    parameters, None where the run did not note them."""
+
+    run: str
+    snapshot: str
+    sequences: int
+    parameters: int | None
+
+
+def compare_runs(config: Mapping[str, Any], path: Path, force: bool, progress: Progress) -> None:
+    """Judges every two snapshots; leaves results.json and win_rates.csv, and prints the tables.
+
+    Raises:
+      ValueError: a setting, run or file that cannot be used; before any compute.
+      OSError: a file that cannot be read or written.
+    """
+    s = build(SnapshotSettings, config)
+    workdir = Workdir(path, force)
+    if s.records:
+        snapshots: dict[str, Snapshot] = {}
+        made = [from_json(SnapshotComparison, row, where) for where, row in read_rows(s.records)]
+        if not made:
+            raise ConfigError(f"config.records: {s.records} holds no comparisons.")
+        workdir.prepare(s, 10_000_000)
+    else:
+        snapshots, answers = read_runs([Path(run.strip()) for run in s.runs.split(",")])
+        undecided = snapshot_comparisons.paired_answers(answers)
+        made = _judged(s, undecided, workdir, progress)
+    names = list(snapshots) or list(
+        dict.fromkeys(name for c in made for name in (c.snapshot_a, c.snapshot_b))
+    )
+    anchor = s.anchor or next(
+        (name for name, of in snapshots.items() if of.snapshot == ANCHOR), names[0]
+    )
+    kinds = [kind for kind in KINDS if any(c.kind == kind for c in made)]
+    standings = {
+        kind: snapshot_comparisons.standing(made, kind, anchor, s.hard, s.seed, s.resamples)
+        for kind in kinds
+    }
+    workdir.write_json(
+        "results.json",
+        {
+            "judge": made[0].judge,
+            "anchor": anchor,
+            "hard": s.hard,
+            "snapshots": {name: dataclasses.asdict(of) for name, of in snapshots.items()},
+            "standings": {kind: dataclasses.asdict(found) for kind, found in standings.items()},
+        },
+    )
+    _write_matrix(workdir.path / "win_rates.csv", standings)
+    rows = [
+        ResultRow(name, tuple(standings[kind].elo.get(name) for kind in kinds), "whole")
+        for name in names
+    ]
+    notes = [f"{anchor} is at 0.", f"Judged by {made[0].judge}."]
+    progress.results_table("Elo", [KINDS[kind] for kind in kinds], rows, notes)
+    for kind, found in standings.items():
+        rows = [
+            ResultRow(f"{a} over", tuple(r.values()), "share") for a, r in found.win_rates.items()
+        ]
+        progress.results_table(f"Win rates, {KINDS[kind]}", list(found.win_rates), rows)
+
+
+def read_runs(folders: list[Path]) -> tuple[dict[str, Snapshot], dict[str, list[Answer]]]:
+    """(name -> snapshot, name -> its answers) of finished runs.
+
+    Raises:
+      ConfigError: a folder is no run with a finished evaluation, or two have one name.
+    """
+    if len({folder.name for folder in folders}) < len(folders):
+        raise ConfigError("config.runs: two folders have one name; rename one of them.")
+    snapshots, answers = {}, {}
+    for folder in folders:
+        if not (folder / "evaluation" / "done.json").exists():
+            raise ConfigError(
+                f"config.runs: {folder} has no finished 'evaluation'; run `cai-jax evaluate` with "
+                "that run's config and this workdir first."
+            )
+        ppo = json.loads((folder / "config.json").read_text("utf-8"))["ppo"]
+        results = json.loads((folder / "evaluation" / "results.json").read_text("utf-8"))
+        found = read_records(folder / "evaluation" / "answers", Answer)
+        for title, snapshot in zip(COLUMNS, SNAPSHOTS, strict=True):
+            name = f"{folder.name} {title}" if len(folders) > 1 else title
+            trained = ppo["updates"] * ppo["batch_size"] if snapshot == "rl_cai" else 0
+            snapshots[name] = Snapshot(folder.name, snapshot, trained, results.get("parameters"))
+            answers[name] = [a for a in found if a.snapshot == snapshot]
+    return snapshots, answers
+
+
+def _judged(
+    s: SnapshotSettings, undecided: list[SnapshotComparison], workdir: Workdir, progress: Progress
+) -> list[SnapshotComparison]:
+    mesh = make_mesh(dataclasses.asdict(s.mesh))
+    mesh = mesh if mesh.size > 1 else None
+    constitution = constitutions.load(s.constitution)
+    if s.judge:
+        model = load_model(s.judge, s.dtype, mesh, progress.say)
+    else:
+        model = preference_model_of_run(Path(s.preference_model), mesh, progress.say)
+    name = f"{model.name}@{model.fingerprint}"
+    workdir.prepare(s, 10_000_000)
+    inputs = {
+        **{key: value for key, value in dataclasses.asdict(s).items() if key in _ASKING},
+        "judge": name,
+        "constitution": constitution.hash,
+        "compared": digest([[c.snapshot_a, c.snapshot_b, c.id, c.response_a, c.response_b]
+                            for c in undecided]),
+    }  # fmt: skip
+    folder = workdir.path / STAGE / "records"
+    if not workdir.begin(STAGE, inputs):
+        progress.say("✓ comparisons of snapshots: finished in a former run")
+        return read_records(folder, SnapshotComparison)
+    with progress.stage("comparisons of snapshots", len(undecided), "pairs") as bar:
+        if s.judge:
+            memory = int(s.engine.memory_gb * 1e9) or None
+            engine = Engine(model, s.engine.slots, s.engine.max_length, memory)
+            instructions = {"red_team": s.harmless_instruction, "helpful": s.helpful_instruction}
+            made = snapshot_comparisons.judge(
+                undecided, engine, model.format, constitution, instructions, s.few_shots, folder,
+                s.seed, name, s.shard_size, counter(bar),
+            )  # fmt: skip
+        else:
+
+            def scores(texts: list):
+                return score_texts(
+                    model.config, model.params, model.tokenizer, model.format, texts,
+                    batch_size=SCORED_AT_A_TIME, length=model.config.context, mesh=mesh,
+                )  # fmt: skip
+
+            made = snapshot_comparisons.judge_by_scores(
+                undecided, scores, folder, name, s.shard_size, counter(bar)
+            )
+    workdir.finish(STAGE, {"comparisons": len(made)})
+    return made
+
+
+_ASKING = ("seed", "dtype", "few_shots", "harmless_instruction", "helpful_instruction")
+
+
+def _write_matrix(path: Path, standings: Mapping[str, snapshot_comparisons.Standing]) -> None:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["kind", "snapshot", "opponent", "win_rate", "low", "high", "n"])
+    for kind, found in standings.items():
+        for a, row in found.win_rates.items():
+            for b, rate in row.items():
+                if isinstance(rate, Interval):
+                    writer.writerow([kind, a, b, rate.value, rate.low, rate.high, rate.n])
+    write_atomically(path, table.getvalue().encode())

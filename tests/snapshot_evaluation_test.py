@@ -1,0 +1,94 @@
+"""Snapshots of runs compared from the command line, by a model, a preference model or people."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+from cai_jax import cli
+from cai_jax.conversation import Conversation
+from cai_jax.evaluation.snapshot_comparisons import SnapshotComparison
+from cai_jax.pipeline import read_records
+from cai_jax.records import to_line
+
+
+def command(workdir, *settings: str) -> list[str]:
+    config = f"--config={tiny_run.ROOT}/experiments/snapshots.py"
+    own = ("resamples=20", f"constitution={tiny_run.ROOT}/constitutions/general.yaml")
+    flags = [f"--config.{setting}" for setting in (*own, *settings)]
+    return ["evaluate", config, f"--workdir={workdir}", *flags]
+
+
+def test_two_runs_by_a_model(finished, tiny_cache, tmp_path, capsys):
+    experiment, workdir = finished
+    twin = shutil.copytree(workdir, tmp_path / "twin")
+    settings = f"runs={workdir},{twin}", f"judge={experiment.folder}/model"
+    assert tiny_run.run(command(tmp_path / "w", *settings), tiny_cache) == 0
+    shown = capsys.readouterr().out
+    assert "twin RL-CAI" in shown and "Win rates, harmlessness" in shown
+    found = json.loads((tmp_path / "w" / "results.json").read_text())
+    assert found["anchor"] == "run SL-CAI"
+    assert found["snapshots"]["twin RL-CAI"] == {
+        "run": "twin", "snapshot": "rl_cai", "sequences": 12,
+        "parameters": json.loads((workdir / "summary.json").read_text())["parameters"],
+    }  # fmt: skip
+    elo = found["standings"]["red_team"]["elo"]
+    assert len(elo) == 6 and elo["run SL-CAI"]["value"] == 0
+    made = read_records(tmp_path / "w" / "comparisons" / "records", SnapshotComparison)
+    assert len(made) == 15 * 4
+    same = [c for c in made if {c.snapshot_a, c.snapshot_b} == {"run RL-CAI", "twin RL-CAI"}]
+    assert {c.prob_a for c in same} == {0.5}
+    rows = list(csv.DictReader((tmp_path / "w" / "win_rates.csv").open()))
+    assert len(rows) == 2 * 6 * 5
+    assert tiny_run.run(command(tmp_path / "w", *settings), tiny_cache) == 0
+    assert "finished in a former run" in capsys.readouterr().out
+    for number, folder in ((2, "w"), (3, "w"), (8, "w"), (2, "twin"), (5, "twin"), (8, "twin")):
+        argv = ["figures", f"--figure={number}", f"--runs={tmp_path / folder}"]
+        assert tiny_run.run([*argv, f"--workdir={tmp_path / folder}"], tiny_cache) == 0
+        drawn = capsys.readouterr().out.splitlines()
+        assert [Path(file).suffix for file in drawn] == [".csv", ".png", ".svg"]
+
+
+def test_one_run_by_its_preference_model(finished, tiny_cache, tmp_path):
+    _, workdir = finished
+    argv = command(tmp_path / "w", f"runs={workdir}", f"preference_model={workdir}")
+    assert tiny_run.run(argv, tiny_cache) == 0
+    found = json.loads((tmp_path / "w" / "results.json").read_text())
+    results = json.loads((workdir / "evaluation" / "results.json").read_text())
+    own = next(m for m in results["snapshots"] if m["name"] == "harmlessness Elo")["by_snapshot"]
+    elo = found["standings"]["red_team"]["elo"]
+    for title, snapshot in (("initial", "initial"), ("RL-CAI", "rl_cai")):
+        assert elo[title]["value"] == pytest.approx(own[snapshot]["value"], abs=0.01)
+
+
+def test_peoples_comparisons(tiny_cache, tmp_path, capsys):
+    prompt = Conversation().human("Hello?")
+    made = [
+        SnapshotComparison("old", "new", f"p{n}", "helpful", prompt, "a", "b", 0.0, "people", ())
+        for n in range(6)
+    ]
+    (tmp_path / "people.jsonl").write_text("".join(map(to_line, made)))
+    argv = command(tmp_path / "w", f"records={tmp_path}/people.jsonl")
+    assert tiny_run.run(argv, tiny_cache) == 0
+    assert "Judged by people." in capsys.readouterr().out
+    found = json.loads((tmp_path / "w" / "results.json").read_text())
+    assert found["anchor"] == "old" and found["standings"]["helpful"]["elo"]["new"]["value"] > 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["runs=nowhere"], "give one judge: config.judge"),
+        (["runs=nowhere", "judge=x", "preference_model=y"], "not 2 of them"),
+        (["judge=x"], "config.runs names the folders"),
+        (["runs=nowhere", "judge=x"], "nowhere has no finished 'evaluation'"),
+        (["runs=a/x,b/x", "judge=x"], "two folders have one name"),
+        (["records=nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_what_cannot_be_used(capsys, tmp_path, settings, sentence):
+    assert cli.main(command(tmp_path / "w", *settings)) == 2
+    assert sentence in capsys.readouterr().err
