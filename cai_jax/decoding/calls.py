@@ -20,7 +20,7 @@ from cai_jax.models.cached import Prefix
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.transformer import Params
 
-SIZES = (64, 256, 512)  # tokens read in one call
+SIZES = (64, 128, 256, 512)  # tokens read in one call
 WIDTHS = (4, 16, 64, 256)  # tokens of one slot among them
 NODES = (1, 4, 16, 64, 256)  # option tokens of one slot scored in one call
 SCORED = 256  # option tokens of all slots scored in one call
@@ -190,7 +190,9 @@ class Calls:
         )
         tokens, logprobs, counts, states, reasons = map(np.asarray, drawn)
         self._stats.sampled += int(counts.sum())
-        self._stats.rows_computed += rows * int(counts.max())
+        read = counts - [bool(s and not s.sampled) for s in slots]  # tokens that a step read
+        self._stats.rows_used += int(read.sum())
+        self._stats.rows_computed += rows * int(read.max())
         return {
             i: (
                 tokens[row, : counts[row]].tolist(),

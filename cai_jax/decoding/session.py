@@ -151,7 +151,7 @@ class Session:
             return
         more = self._queue or any(s.segments_left > 1 for s in drawing.values())
         if more:  # few enough that slots stand idle for a moment only, enough for a full call
-            enough = max(1, len(drawing) // 8)
+            enough = max(1, len(drawing) // 16)
         else:  # so many that the rest fits a call of fewer rows
             fewer = (rows for rows in self._calls.row_counts if rows < len(drawing))
             enough = len(drawing) - max(fewer, default=0)

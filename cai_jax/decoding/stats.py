@@ -12,7 +12,9 @@ class Stats:
     Attributes:
       slots: Scripts in progress at a time.
       sampled: tokens drawn.
-      rows_computed: tokens that the bursts had room for; the rest fell to idle rows.
+      rows_computed: rows that the bursts' steps went through.
+      rows_used: those of them that drew a token. A reply's first token is drawn from what reading
+        gave, and takes no row of a step.
       read: forced tokens whose keys and values were computed.
       read_padded: the same with the padding of the calls.
       shared: tokens not read because the run's common prefix is read once.
@@ -25,6 +27,7 @@ class Stats:
     slots: int = 0
     sampled: int = 0
     rows_computed: int = 0
+    rows_used: int = 0
     read: int = 0
     read_padded: int = 0
     shared: int = 0
@@ -37,8 +40,8 @@ class Stats:
 
     @property
     def occupancy(self) -> float:
-        """Share of the bursts' rows that drew a token."""
-        return self.sampled / max(self.rows_computed, 1)
+        """Share of the rows that steps went through that drew a token."""
+        return self.rows_used / max(self.rows_computed, 1)
 
     @property
     def tokens_per_second(self) -> float:
