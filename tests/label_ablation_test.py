@@ -49,7 +49,7 @@ def engines(monkeypatch, chat_model):
     """The engines that runs made, in order; they answer as `judge`."""
     made = []
 
-    def engine(model, slots, max_length, memory):
+    def engine(model, slots, max_length, memory, few_sizes):
         made.append(ScriptedEngine(judge, fits))
         return made[-1]
 
