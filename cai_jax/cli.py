@@ -29,6 +29,9 @@ A whole run, or one stage of it; each continues where a former run stopped:
 On its own, with experiments/label_ablation.py:
   label-ablation  ask about the same pairs in every label mode, and print how good the labels are
 
+  harmfulness   with experiments/harmfulness.py: train a scorer of absolute harmfulness on rated
+                red-team attempts, and score the snapshots of runs (figure 10)
+
 Before a run, without a workdir:
   doctor        show one example of every stage token by token, and check that all fits together
 
@@ -68,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
             _run(verb, rest)
         elif verb == "label-ablation":
             _label_ablation(rest)
+        elif verb == "harmfulness":
+            _harmfulness(rest)
         elif verb == "doctor":
             _doctor(rest)
         elif verb in TOOLS:
@@ -77,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
                 keep_compiled_programs()
             getattr(tools, verb.replace("-", "_"))(rest)
         else:
-            known = ", ".join(("run", *STAGES, "label-ablation", "doctor", *TOOLS))
+            known = ", ".join(("run", *STAGES, "label-ablation", "harmfulness", "doctor", *TOOLS))
             raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
     except KeyboardInterrupt:
         print("\nStopped; run the same command again to continue.", file=sys.stderr)
@@ -155,6 +160,18 @@ def _label_ablation(arguments: list[str]) -> None:
     start_multihost()
     with Progress() as progress:
         label_ablation.run(settings, modes, Workdir(workdir, force), progress)
+
+
+def _harmfulness(arguments: list[str]) -> None:
+    config, workdir, force = parse(arguments)
+    from cai_jax.harmfulness_scores import score_runs
+    from cai_jax.mesh import start_multihost
+    from cai_jax.progress import Progress
+
+    keep_compiled_programs()
+    start_multihost()
+    with Progress() as progress:
+        score_runs(config, workdir, force, progress)
 
 
 def _doctor(arguments: list[str]) -> None:

@@ -232,7 +232,7 @@ def test_9_reliability_of_the_labels(drawn, tmp_path):
 def test_10_harmfulness_over_prompts(drawn, tmp_path, capsys):
     folder = a_run(tmp_path / "one", 9)
     said = complaint(capsys, 10, folder)
-    assert "harmfulness/*.jsonl" in said and "no stage of `cai-jax run` writes it" in said
+    assert "harmfulness/*.jsonl" in said and "`cai-jax harmfulness" in said
     rows = [
         Harmfulness(f"p{p}", "RL-CAI", 12, t, k, 1.0 + p + k * 0.5, "rater")
         for p in range(2) for k in range(2) for t in (0.0, 1.0)
