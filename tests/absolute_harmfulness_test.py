@@ -205,7 +205,11 @@ def test_a_finished_run_is_scored_and_drawn(finished, tiny_cache, tmp_path, caps
     mine = [line.split(",") for line in table if ",ours," in line]
     rl_cai = [r.score for r in found if r.snapshot == "RL-CAI" and r.temperature == 1]
     drawn = {float(row[-5]): float(row[-4]) for row in mine if "T=1" in ",".join(row)}
-    assert set(drawn) == {0.0, 12.0} and drawn[12.0] == pytest.approx(np.mean(rl_cai), rel=1e-5)
+    assert (
+        len(mine) == 2 * 2
+        and set(drawn) == {0.0, 12.0}
+        and drawn[12.0] == pytest.approx(np.mean(rl_cai), rel=1e-5)
+    )
 
 
 @pytest.mark.parametrize(
