@@ -200,7 +200,8 @@ def parse(arguments: list[str], needs_workdir: bool = True):
     file = Path(given.split(":")[0])
     if not file.is_file():
         raise UsageError(f"--config: there is no file {file}.")
-    sys.path.insert(0, str(file.resolve().parent))  # an experiment imports its common.py
+    folders = _import_folders(file)
+    sys.path[:0] = folders
     try:
         config, _ = _parsed([f"--config={given}"])
         if hasattr(config, "keys"):  # what stands for a file that was not found raises here
@@ -217,10 +218,18 @@ def parse(arguments: list[str], needs_workdir: bool = True):
         except flags.Error as error:
             raise UsageError(f"{_sentence(error)}.") from error
     finally:
-        sys.path.pop(0)
+        for folder in folders:
+            sys.path.remove(folder)
     if not values.workdir and needs_workdir:
         raise UsageError("--workdir=DIR is missing: the folder for records and checkpoints.")
     return config, Path(values.workdir) if values.workdir else None, values.force
+
+
+def _import_folders(file: Path) -> list[str]:
+    """Where an experiment imports from: its own folder, and the nearest above with a common.py."""
+    above = file.resolve().parents
+    shared = next((folder for folder in above if (folder / "common.py").is_file()), above[0])
+    return list(dict.fromkeys((str(above[0]), str(shared))))
 
 
 def with_huge_pages() -> None:
