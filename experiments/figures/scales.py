@@ -1,7 +1,7 @@
 """The three scales of figN.py: `laptop`, one `host` of accelerators, a `pod`; by verb of cai-jax.
 
-Only `laptop` is of the quickstart's sizes, which are measured; `host` and `pod` have not been run.
-They take their model from --config.model=DIR, one of a family of 0.5B to 8B parameters.
+A laptop's runs have the quickstart's sizes. `host` and `pod` have not been run: they take their
+model from --config.model=DIR, one of a family of 0.5B to 8B parameters.
 """
 
 from common import get_config as common
