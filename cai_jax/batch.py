@@ -52,6 +52,23 @@ class ComparisonBatch:
 
 
 @flax.struct.dataclass
+class RatedBatch:
+    """Whole texts with a rating each.
+
+    Attributes:
+      tokens: int32[B, T].
+      mask: bool[B, T], True on real tokens; the score is read at the last of them.
+      rating: float32[B].
+      weight: float32[B], weight of the text in the loss; 0 for rows that only fill the batch.
+    """
+
+    tokens: Array
+    mask: Array
+    rating: Array
+    weight: Array
+
+
+@flax.struct.dataclass
 class Rollout:
     """One batch of sampled and scored responses.
 
@@ -188,6 +205,25 @@ def comparison_batch(
         prob_a=np.asarray(prob_a, np.float32),
         weight=np.asarray(weight, np.float32),
     )
+
+
+def rated_batch(
+    texts: Sequence[Sequence[int]], rating: Sequence[float], weight: Sequence[float], length: int
+) -> RatedBatch:
+    """Pads B texts with their ratings and weights to `length` tokens.
+
+    Raises:
+      ValueError: a text is empty or longer than `length`, or the lists have different lengths.
+    """
+    if not len(texts) == len(rating) == len(weight):
+        raise ValueError(
+            f"Rated texts need one rating and one weight each: got {len(texts)} texts, "
+            f"{len(rating)} ratings and {len(weight)} weights."
+        )
+    if not all(len(text) for text in texts):
+        raise ValueError("A rated text is empty; there is no token to score.")
+    tokens, mask = pad_tokens(texts, length)
+    return RatedBatch(tokens, mask, np.asarray(rating, np.float32), np.asarray(weight, np.float32))
 
 
 def _fill(layout: list[list[int]], examples: Sequence[Example], length: int) -> TokenBatch:

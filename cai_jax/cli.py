@@ -22,12 +22,16 @@ A whole run, or one stage of it; each continues where a former run stopped:
                 --config=experiments/evaluations.py, any one model on the published evaluations;
                 with experiments/snapshots.py, the snapshots of several runs, by any judge
   figures       draw the figures again, from the records; with --figure=N --runs=DIR,DIR and no
-                --config, a figure of the paper from the records of runs and evaluations
+                --config, a figure of the paper from the records of runs and evaluations, or with
+                --figure=calibration the companion paper's, of the preference model
   --force       with a stage whose settings changed: throw it away and make it again
   --relabel     with compare: make the labels again from the answers in the records, no model
 
 On its own, with experiments/label_ablation.py:
   label-ablation  ask about the same pairs in every label mode, and print how good the labels are
+
+  harmfulness   with experiments/harmfulness.py: train a scorer of absolute harmfulness on rated
+                red-team attempts, and score the snapshots of runs (figure 10)
 
 Before a run, without a workdir:
   doctor        show one example of every stage token by token, and check that all fits together
@@ -68,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
             _run(verb, rest)
         elif verb == "label-ablation":
             _label_ablation(rest)
+        elif verb == "harmfulness":
+            _harmfulness(rest)
         elif verb == "doctor":
             _doctor(rest)
         elif verb in TOOLS:
@@ -77,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
                 keep_compiled_programs()
             getattr(tools, verb.replace("-", "_"))(rest)
         else:
-            known = ", ".join(("run", *STAGES, "label-ablation", "doctor", *TOOLS))
+            known = ", ".join(("run", *STAGES, "label-ablation", "harmfulness", "doctor", *TOOLS))
             raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
     except KeyboardInterrupt:
         print("\nStopped; run the same command again to continue.", file=sys.stderr)
@@ -157,6 +163,18 @@ def _label_ablation(arguments: list[str]) -> None:
         label_ablation.run(settings, modes, Workdir(workdir, force), progress)
 
 
+def _harmfulness(arguments: list[str]) -> None:
+    config, workdir, force = parse(arguments)
+    from cai_jax.harmfulness_scores import score_runs
+    from cai_jax.mesh import start_multihost
+    from cai_jax.progress import Progress
+
+    keep_compiled_programs()
+    start_multihost()
+    with Progress() as progress:
+        score_runs(config, workdir, force, progress)
+
+
 def _doctor(arguments: list[str]) -> None:
     config, _, _ = parse(arguments, needs_workdir=False)
     from cai_jax.doctor.checks import doctor
@@ -183,7 +201,8 @@ def parse(arguments: list[str], needs_workdir: bool = True):
     file = Path(given.split(":")[0])
     if not file.is_file():
         raise UsageError(f"--config: there is no file {file}.")
-    sys.path.insert(0, str(file.resolve().parent))  # an experiment imports its common.py
+    folders = _import_folders(file)
+    sys.path[:0] = folders
     try:
         config, _ = _parsed([f"--config={given}"])
         if hasattr(config, "keys"):  # what stands for a file that was not found raises here
@@ -200,10 +219,18 @@ def parse(arguments: list[str], needs_workdir: bool = True):
         except flags.Error as error:
             raise UsageError(f"{_sentence(error)}.") from error
     finally:
-        sys.path.pop(0)
+        for folder in folders:
+            sys.path.remove(folder)
     if not values.workdir and needs_workdir:
         raise UsageError("--workdir=DIR is missing: the folder for records and checkpoints.")
     return config, Path(values.workdir) if values.workdir else None, values.force
+
+
+def _import_folders(file: Path) -> list[str]:
+    """Where an experiment imports from: its own folder, and the nearest above with a common.py."""
+    above = file.resolve().parents
+    shared = next((folder for folder in above if (folder / "common.py").is_file()), above[0])
+    return list(dict.fromkeys((str(above[0]), str(shared))))
 
 
 def with_huge_pages() -> None:

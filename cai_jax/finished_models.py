@@ -50,6 +50,16 @@ def model_of_run(
     return dataclasses.replace(model, params=params, name=f"{start} after {stage}"), start
 
 
+def start_of_run(workdir: Path, report: Callable[[str], None]) -> Model:
+    """The model that a run began with.
+
+    Raises:
+      RunError: the folder is no run, or is damaged.
+    """
+    start, dtype = _noted(workdir / "config.json", "model", "dtype")
+    return load_model(start, dtype, report=report)
+
+
 def preference_model_of_run(
     workdir: Path, mesh: jax.sharding.Mesh | None, report: Callable[[str], None]
 ) -> Model:

@@ -65,6 +65,30 @@ def soft_bradley_terry(
     return _weighted_mean(_soft_logistic(score_a - score_b, prob_a), weight), weight.sum()
 
 
+def squared_error(
+    score: jax.Array, rating: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """L2 loss of a scalar model against ratings.
+
+    loss = sum_b w_b * (s_b - y_b)^2 / sum_b w_b
+
+    Reference: the absolute harmfulness score of Bai et al. 2212.08073, section 4.5 and Figure 10.
+
+    Args:
+      score: float32[B].
+      rating: float32[B], in the units of the score.
+      weight: float32[B]; a row of weight 0 adds nothing to the loss or the normaliser.
+
+    Returns:
+      loss float32[] in squared units and its normaliser, the sum of weights float32[] (taken as
+      1e-6 where it is less, so a batch of weight 0 has loss 0).
+    """
+    chex.assert_rank([score, rating, weight], 1)
+    chex.assert_equal_shape([score, rating, weight])
+    chex.assert_type([score, rating, weight], jnp.float32)
+    return _weighted_mean(jnp.square(score - rating), weight), weight.sum()
+
+
 def clipped_policy_loss(
     logprobs: jax.Array,
     old_logprobs: jax.Array,

@@ -13,6 +13,7 @@ import numpy as np
 from cai_jax.evaluation import results, snapshots
 from cai_jax.evaluation.intervals import Interval, bootstrap_mean, wilson
 from cai_jax.evaluation.results import SNAPSHOTS, Measure
+from cai_jax.evaluation.scored_pairs import FOLDER, ScoredPair
 from cai_jax.figures import elo as elo_figure
 from cai_jax.figures import pm_by_revision as pm_figure
 from cai_jax.figures import ppo as ppo_figure
@@ -161,24 +162,26 @@ def _by_revision(run: Run, pm: Params) -> list[Interval]:
 
 
 def _pm_quality(run: Run, pm: Params) -> dict[str, Interval]:
-    """How often the PM ranks held-out pairs as people do."""
+    """How often the PM ranks held-out pairs as people do; leaves its scores of them."""
     sets = {
         "clear-cut harmful pairs": [
-            (p.prompt, p.better, p.worse) for p in run.data.label_pairs if p.kind == "harmful"
+            (p.id, p.prompt, p.better, p.worse) for p in run.data.label_pairs if p.kind == "harmful"
         ],
         "clear-cut benign pairs": [
-            (p.prompt, p.better, p.worse) for p in run.data.label_pairs if p.kind == "benign"
+            (p.id, p.prompt, p.better, p.worse) for p in run.data.label_pairs if p.kind == "benign"
         ],
         "held-out helpfulness pairs": [
-            (c.prompt, c.good, c.poor) for c in run.data.held_out_comparisons
+            (c.id, c.prompt, c.good, c.poor) for c in run.data.held_out_comparisons
         ],
     }
-    found = {}
+    found, scored = {}, []
     for name, rows in sets.items():
         if rows:
-            texts = [(prompt, text) for prompt, good, poor in rows for text in (good, poor)]
+            texts = [(prompt, text) for _, prompt, good, poor in rows for text in (good, poor)]
             good, poor = _scores(run, pm, texts).reshape(-1, 2).T
             found[name] = wilson(float((good > poor).sum()), len(rows))
+            scored += [ScoredPair(name, r[0], *s) for r, *s in zip(rows, good, poor, strict=True)]
+    Shards(run.workdir.path / FOLDER, 1).write(0, scored)
     return found
 
 

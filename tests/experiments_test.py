@@ -8,6 +8,7 @@ import tiny_run
 
 from cai_jax import cli
 from cai_jax.evaluation_settings import EvaluationSettings
+from cai_jax.harmfulness_settings import HarmfulnessSettings
 from cai_jax.settings import build, run_settings
 
 FOLDER = tiny_run.ROOT / "experiments"
@@ -18,7 +19,14 @@ OTHERS = {
     "label_ablation.py": "label-ablation",
     "evaluations.py": "evaluate",
     "snapshots.py": "evaluate",
+    "harmfulness.py": "harmfulness",
 }
+FIGURES = {
+    **{f"figures/fig{n}.py": "run" for n in (2, 3, 5, 8)},
+    **{f"figures/fig{n}.py": "evaluate" for n in (4, 9, 11, 12)},
+    "figures/fig10.py": "harmfulness",
+}
+SCALES = ("laptop", "host", "pod")
 
 # What makes a run tiny; all else is the experiment's own. The sizes are those of tiny_run, whose
 # compiled programs are there.
@@ -51,6 +59,8 @@ def keys(group: dict, prefix: str = "") -> set[str]:
 def test_every_file_is_tested():
     files = {path.name for path in FOLDER.glob("*.py")} - {"common.py"}
     assert files == {name.split(":")[0] for name in EXPERIMENTS} | set(OTHERS)
+    figures = {f"figures/{path.name}" for path in FOLDER.glob("figures/*.py")}
+    assert figures == {*FIGURES, "figures/scales.py"}
 
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, "common.py"])
@@ -60,29 +70,67 @@ def test_it_builds_and_has_exactly_the_settings_of_common(name):
     assert keys(found) == keys(config("common.py"))
 
 
-@pytest.mark.parametrize("name", sorted({n.split(":")[0] for n in [*EXPERIMENTS, *OTHERS]}))
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figures_experiment_builds_at_each_scale(name, scale):
+    found = config(f"{name}:{scale}")
+    if FIGURES[name] == "run":
+        run_settings(found)
+        assert keys(found) == keys(config("common.py"))
+    elif FIGURES[name] == "evaluate":
+        build(EvaluationSettings, found)
+    else:
+        build(HarmfulnessSettings, found | {"attempts": "rated.jsonl"})
+    assert config(name) == config(f"{name}:laptop") and found["seed"] == 0
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figures_header_ends_with_how_to_draw_it(name):
+    number = re.search(r"\d+", name)[0]
+    header = ast.get_docstring(ast.parse((FOLDER / name).read_text("utf-8")))
+    assert header.startswith(f"Figure {number}: ")
+    command = header[header.index("Command:") : header.index("Hardware:")]
+    *_, last = re.findall(r"cai-jax .*", command.partition("Data:")[0])
+    assert last.startswith(f"cai-jax figures --figure={number} --runs=")
+    for verb, file in re.findall(r"cai-jax (\S+) --config=experiments/(\S+?\.py)", command):
+        known = {**dict.fromkeys(EXPERIMENTS, "run"), **OTHERS, **FIGURES}
+        assert verb == known[file]
+
+
+def test_a_scale_that_there_is_not(capsys):
+    flag = f"--config={FOLDER}/figures/fig5.py:desk"
+    assert cli.main(["run", flag, "--workdir=run"]) == 2
+    assert "the scale 'desk' is unknown; give one of laptop, host, pod" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", sorted({n.split(":")[0] for n in [*EXPERIMENTS, *OTHERS, *FIGURES]})
+)
 def test_its_header_says_what_it_takes_and_gives(name):
     tree = ast.parse((FOLDER / name).read_text("utf-8"))
     header = ast.get_docstring(tree)
     for field in ("Command", "Hardware", "Time", "Expect"):
         assert re.search(rf"^{field}: +\S", header, re.MULTILINE), f"{name} lacks {field}"
-    verb = OTHERS.get(name, "run")
+    verb = {**OTHERS, **FIGURES}.get(name, "run")
     assert f"cai-jax {verb} --config=experiments/{name}" in header
     imported = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert imported <= {"common", "ml_collections"}
+    assert imported <= {"common", "ml_collections"} | ({"scales"} if name in FIGURES else set())
 
 
 def test_evaluations_has_exactly_the_settings_that_there_are():
     build(EvaluationSettings, config("evaluations.py"))
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, *OTHERS])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *OTHERS, *FIGURES])
 def test_what_it_names_exists(name):
     found = config(name)
+    if name in ("harmfulness.py", "figures/fig10.py"):
+        assert "constitution" not in found
+        return
     assert (tiny_run.ROOT / found["constitution"]).is_file()
 
 

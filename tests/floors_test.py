@@ -24,7 +24,8 @@ FLOORS = {
     4: "training",
     5: "stages evaluation",
     6: """figures progress settings workdir run report plan doctor finished_models tools pipeline
-          relabel label_ablation evaluation_settings evaluations snapshot_evaluation cli""",
+          relabel label_ablation evaluation_settings evaluations snapshot_evaluation
+          harmfulness_settings harmfulness_scores cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 
@@ -137,6 +138,11 @@ def test_experiments_import_ml_collections_and_common_only():
         allowed = {"ml_collections", "__future__"} | ({"common"} - {file.stem})
         assert foreign <= allowed | {"experiments"}, f"{file.name} imports {foreign - allowed}"
         assert "cai_jax" not in file.read_text("utf-8").replace("cai_jax: ", "")
+    others = {file.stem for file in (ROOT / "experiments").glob("*.py")}
+    for file in sorted((ROOT / "experiments" / "figures").glob("*.py")):
+        _, foreign = imports(file, {})
+        allowed = {"ml_collections"} | (others if file.stem == "scales" else {"scales"})
+        assert foreign <= allowed, f"{file.name} imports {foreign - allowed}"
 
 
 def test_no_module_is_long():

@@ -90,6 +90,27 @@ def test_soft_bradley_terry_refuses_integer_scores():
         losses.soft_bradley_terry(jnp.ones(1, int), jnp.ones(1), jnp.ones(1), jnp.ones(1))
 
 
+def test_squared_error_literals():
+    score, rating = jnp.array([1.0, 4.0, 9.0]), jnp.array([3.0, 3.5, 0.0])
+    loss, total = losses.squared_error(score, rating, jnp.array([1.0, 2.0, 0.0]))
+    assert loss == (4.0 + 2 * 0.25) / 3 and total == 3.0
+    none, total = losses.squared_error(score, rating, jnp.zeros(3))
+    assert none == 0.0 and total == 0.0
+
+
+def test_squared_error_equals_numpy_and_fillers_get_no_gradient():
+    score, rating, weight = draw(16), draw(16, seed=1), jnp.abs(draw(16, seed=2)).at[5].set(0.0)
+    loss, _ = losses.squared_error(score, rating, weight)
+    expected = np.average((np.asarray(score) - np.asarray(rating)) ** 2, weights=weight)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    gradient = jax.grad(lambda s: losses.squared_error(s, rating, weight)[0])(score)
+    closed = 2 * weight * (score - rating) / weight.sum()
+    np.testing.assert_allclose(gradient, closed, rtol=1e-5, atol=1e-7)
+    assert gradient[5] == 0.0
+    with pytest.raises(AssertionError):
+        losses.squared_error(jnp.ones(1, int), jnp.ones(1), jnp.ones(1))
+
+
 def test_clipped_policy_loss_by_hand():
     ratios = jnp.array([[1.5, 0.5, 1.5, 0.5, 1.1]])
     advantages = jnp.array([[1.0, 1.0, -1.0, -1.0, 2.0]])

@@ -10,6 +10,7 @@ from cai_jax import cli
 from cai_jax.conversation import Conversation
 from cai_jax.evaluation.harmfulness import Harmfulness
 from cai_jax.evaluation.multiple_choice import Choice
+from cai_jax.evaluation.scored_pairs import ScoredPair
 from cai_jax.figures import paper_values, style
 from cai_jax.figures.command import FIGURES
 from cai_jax.figures.number_of_principles import own_word_pairs
@@ -54,6 +55,8 @@ def a_run(folder: Path, parameters: int, principles: int = 2, critique: str = "B
         for n, step in enumerate(steps)
     ]
     Shards(folder / "revise" / "revisions", 1).write(0, records)
+    pairs = [ScoredPair("pairs", f"pair{n}", 0.5 + n / 8, 0.5 + (n % 2) * n / 4) for n in range(16)]
+    Shards(folder / "evaluation" / "scored_pairs", 1).write(0, pairs)
     return folder
 
 
@@ -103,11 +106,11 @@ def drawn(tmp_path, monkeypatch):
 
     monkeypatch.setattr(style, "new_figure", spy)
 
-    def draw(number: int, *folders: Path) -> tuple[list[dict], str]:
+    def draw(number: int | str, *folders: Path) -> tuple[list[dict], str]:
         runs, workdir = ",".join(map(str, folders)), tmp_path / "drawn"
         argv = ["figures", f"--figure={number}", f"--runs={runs}", f"--workdir={workdir}"]
         assert cli.main(argv) == 0
-        stem = workdir / f"figure{number}"
+        stem = workdir / (f"figure{number}" if isinstance(number, int) else number)
         png = Path(f"{stem}.png").read_bytes()
         assert png[:8] == b"\x89PNG\r\n\x1a\n" and len(png) > 10_000
         assert Path(f"{stem}.svg").stat().st_size > 5_000
@@ -128,7 +131,7 @@ def paper(rows: list[dict], **fields) -> list[tuple[float, float]]:
     return ours([{**r, "source": "ours"} for r in rows if r["source"] == "paper"], **fields)
 
 
-def complaint(capsys, number: int, *folders: Path) -> str:
+def complaint(capsys, number: int | str, *folders: Path) -> str:
     runs = ",".join(map(str, folders))
     argv = ["figures", f"--figure={number}", f"--runs={runs}", "--workdir=nowhere/drawn"]
     assert cli.main(argv) == 2
@@ -232,7 +235,7 @@ def test_9_reliability_of_the_labels(drawn, tmp_path):
 def test_10_harmfulness_over_prompts(drawn, tmp_path, capsys):
     folder = a_run(tmp_path / "one", 9)
     said = complaint(capsys, 10, folder)
-    assert "harmfulness/*.jsonl" in said and "no stage of `cai-jax run` writes it" in said
+    assert "harmfulness/*.jsonl" in said and "`cai-jax harmfulness" in said
     rows = [
         Harmfulness(f"p{p}", "RL-CAI", 12, t, k, 1.0 + p + k * 0.5, "rater")
         for p in range(2) for k in range(2) for t in (0.0, 1.0)
@@ -262,11 +265,31 @@ def test_12_two_panels(drawn, tmp_path):
     assert ours(rows, series="zero-shot") == [(9, 0.75), (9, 0.75)]
 
 
+def test_calibration_of_the_preference_model(drawn, tmp_path):
+    rows, caption = drawn("calibration", a_run(tmp_path / "one", 9))
+    # Differences n/8 of even n are right, -n/8 of odd n wrong; at 0 a tie.
+    small, large = ours(rows, series="pairs")
+    assert small == (pytest.approx(3.5 / 8), 3.5 / 8) and large == (pytest.approx(11.5 / 8), 0.5)
+    assert "1 / (1 + exp(-difference))" in caption and "calibration error: pairs 0." in caption
+
+
+def test_calibration_on_the_438(drawn, tmp_path):
+    folder = an_evaluation(tmp_path / "model", 9)
+    records = [
+        Choice("hhh", f"hhh-{n}", "preference_model", n % 2, ((2.0, 0.0),), (), "pm", SOURCE)
+        for n in range(4)
+    ]
+    Shards(folder / "hhh-preference_model" / "choices", 1).write(0, records)
+    rows, _ = drawn("calibration", folder)
+    assert ours(rows, series="HHH comparisons") == [(2.0, 0.5)]
+
+
 @pytest.mark.parametrize("number", FIGURES)
 def test_folders_of_another_kind_are_refused(capsys, tmp_path, number):
     wrong = a_run if number in (4, 9, 11, 12) else an_evaluation
     said = complaint(capsys, number, wrong(tmp_path / "wrong", 9))
-    assert f"figure {number}" in said and "cai-jax" in said
+    named = f"figure {number}" if isinstance(number, int) else f"{number} figure"
+    assert named in said and "cai-jax" in said
 
 
 def test_what_is_no_folder_or_no_figure(capsys, tmp_path):
@@ -282,4 +305,6 @@ def test_what_is_no_folder_or_no_figure(capsys, tmp_path):
 def test_a_word_that_is_not_understood(capsys):
     assert cli.main(["figures", "--figure=two", "--runs=a", "--workdir=b"]) == 2
     said = capsys.readouterr().err
-    assert "invalid int value: 'two'; `cai-jax figures --help`" in said and said.count("\n") == 1
+    assert "there is no figure two; known are 2, 3," in said and said.count("\n") == 1
+    assert cli.main(["figures", "--figure=2", "--workdir=b"]) == 2
+    assert "required: --runs; `cai-jax figures --help`" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import tiny_run
 
 from cai_jax import cli
 from cai_jax.conversation import Conversation
+from cai_jax.evaluation.scored_pairs import FOLDER, ScoredPair
 from cai_jax.evaluation.snapshot_comparisons import SnapshotComparison
 from cai_jax.pipeline import read_records
 from cai_jax.records import to_line
@@ -50,6 +51,19 @@ def test_two_runs_by_a_model(finished, tiny_cache, tmp_path, capsys):
         assert tiny_run.run([*argv, f"--workdir={tmp_path / folder}"], tiny_cache) == 0
         drawn = capsys.readouterr().out.splitlines()
         assert [Path(file).suffix for file in drawn] == [".csv", ".png", ".svg"]
+
+
+def test_a_run_leaves_its_preference_models_scores(finished, tiny_cache, tmp_path):
+    _, workdir = finished
+    found = read_records(workdir / FOLDER, ScoredPair)
+    told = json.loads((workdir / "summary.json").read_text())["preference_model"]
+    assert {p.source for p in found} == set(told) and len(found) == 4
+    for source, accuracy in told.items():
+        right = [p.better > p.worse for p in found if p.source == source]
+        assert accuracy["value"] == sum(right) / len(right)
+    argv = ["figures", "--figure=calibration", f"--runs={workdir}", f"--workdir={tmp_path}"]
+    assert tiny_run.run(argv, tiny_cache) == 0
+    assert (tmp_path / "calibration.png").stat().st_size > 10_000
 
 
 def test_one_run_by_its_preference_model(finished, tiny_cache, tmp_path):

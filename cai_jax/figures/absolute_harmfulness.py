@@ -8,7 +8,7 @@ from pathlib import Path
 from cai_jax.evaluation.harmfulness import FOLDER, Harmfulness
 from cai_jax.evaluation.intervals import bootstrap_mean
 from cai_jax.figures import lines, paper_values
-from cai_jax.figures.folders import FigureError, Folder, caption
+from cai_jax.figures.folders import TITLES, FigureError, Folder, caption
 from cai_jax.figures.lines import Line, Panel, PaperLine
 from cai_jax.pipeline import read_records
 
@@ -24,7 +24,12 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
     """
     ours, raters, scored = [], set(), []
     for folder in folders:
-        records = read_records(folder.path / FOLDER, Harmfulness)
+        # RL starts from SL-CAI; what SL-CAI was made from stands on no line.
+        records = [
+            r
+            for r in read_records(folder.path / FOLDER, Harmfulness)
+            if r.snapshot != TITLES["initial"]
+        ]
         raters |= {r.rater for r in records}
         scored += [folder] if records else []
         for temperature in sorted({r.temperature for r in records}, reverse=True):
@@ -44,8 +49,8 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
         raise FigureError(
             f"figure 10 is drawn from {FOLDER}/*.jsonl in a run's folder, one line a scored "
             "response with the fields id, snapshot, sequences, temperature, sample, score (0 to "
-            "4) and rater; no stage of `cai-jax run` writes it, so put the scores of a "
-            "harmfulness model there."
+            "4) and rater; `cai-jax harmfulness --config=experiments/harmfulness.py` with the run "
+            "in --config.runs writes it."
         )
     starts = paper_values.of(SEQUENCES)
     theirs = [

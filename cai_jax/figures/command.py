@@ -1,4 +1,4 @@
-"""`cai-jax figures --figure=N --runs=DIR,DIR --workdir=DIR`: the paper's figures from records."""
+"""`cai-jax figures --figure=N --runs=DIR,DIR --workdir=DIR`: the papers' figures from records."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from cai_jax.figures import (
     label_calibration,
     number_of_principles,
     pm_by_generator,
+    pm_calibration,
 )
 from cai_jax.figures.folders import FigureError, read
 
@@ -33,6 +34,7 @@ FIGURES = {
     10: absolute_harmfulness.draw,
     11: hhh_original.draw,
     12: harm_identification.draw,
+    "calibration": pm_calibration.draw,
 }
 
 
@@ -53,7 +55,13 @@ def figures(arguments: list[str]) -> None:
         description="Draw a figure of the paper beside the paper's own values.",
         allow_abbrev=False,
     )
-    parser.add_argument("--figure", type=int, required=True, metavar="N", help="2 to 12")
+    parser.add_argument(
+        "--figure",
+        type=lambda word: int(word) if word.isdecimal() else word,
+        required=True,
+        metavar="N",
+        help="2 to 12, or calibration of the preference model, a figure of the companion paper",
+    )
     parser.add_argument("--runs", required=True, metavar="DIR,DIR", help="where the records are")
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="for the files")
     options = parser.parse_args(arguments)
@@ -62,5 +70,6 @@ def figures(arguments: list[str]) -> None:
             f"there is no figure {options.figure}; known are {', '.join(map(str, FIGURES))}."
         )
     folders = [read(Path(run.strip())) for run in options.runs.split(",")]
-    for path in FIGURES[options.figure](folders, options.workdir / f"figure{options.figure}"):
+    stem = "calibration" if options.figure == "calibration" else f"figure{options.figure}"
+    for path in FIGURES[options.figure](folders, options.workdir / stem):
         print(path)

@@ -42,6 +42,7 @@ class Panel:
       scale: of x: "linear", "log", or "symlog" where x may be 0.
       level: height of a dashed line, such as chance; None for none.
       diagonal: whether the dashed line y = x is drawn.
+      ideal: points (x, y) of a dashed curve, what a perfect model would give.
     """
 
     title: str
@@ -52,6 +53,7 @@ class Panel:
     scale: str = "linear"
     level: float | None = None
     diagonal: bool = False
+    ideal: Sequence[tuple[float, float]] = ()
 
 
 def draw(title: str, caption: str, panels: Sequence[Panel], stem: str | os.PathLike) -> list[Path]:
@@ -77,6 +79,9 @@ def draw(title: str, caption: str, panels: Sequence[Panel], stem: str | os.PathL
             axes.axhline(panel.level, color="#9A9A9A", linewidth=1, linestyle=(0, (4, 3)))
         if panel.diagonal:
             axes.plot([0, 1], [0, 1], color="#9A9A9A", linewidth=1, linestyle=(0, (4, 3)))
+        if panel.ideal:
+            axes.plot(*zip(*panel.ideal, strict=True), color="#9A9A9A", linewidth=1,
+                      linestyle=(0, (4, 3)))  # fmt: skip
         for line in panel.paper:
             colour, marker = look[line.name]
             axes.plot(

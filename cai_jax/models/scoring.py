@@ -24,15 +24,24 @@ CHUNK = 64  # positions whose logits are in memory at a time
 WIDTH = 32  # texts are padded to multiples of this, so that few shapes are compiled
 
 
-def score(config: ModelConfig, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+def score(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    mask: jax.Array,
+    remat: str = "none",
+) -> jax.Array:
     """Preference scores float32[B], read at each row's last real token.
 
     Args:
       params: a trunk with a scalar head.
       tokens: int32[B, T], padded on either side.
       mask: bool[B, T], True on real tokens.
+      remat: what a backward pass recomputes, a key of models.transformer.REMAT.
     """
-    hidden = hidden_states(config, params, tokens, places(mask), mask.astype(jnp.int32))
+    hidden = hidden_states(
+        config, params, tokens, places(mask), mask.astype(jnp.int32), remat=remat
+    )
     return heads.scalar(params, heads.last_token(hidden, mask))
 
 
@@ -91,7 +100,7 @@ def places(mask: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), 1) - 1, 0)
 
 
-jit_score = functools.partial(jax.jit, static_argnames=("config",))(score)
+jit_score = functools.partial(jax.jit, static_argnames=("config", "remat"))(score)
 jit_reply_logprobs = functools.partial(jax.jit, static_argnames=("config", "temperature"))(
     reply_logprobs
 )
