@@ -60,6 +60,14 @@ def render_critique_example(example: CritiqueExample) -> str:
     )
 
 
+def render_direct_example(example: CritiqueExample) -> str:
+    """The same few-shot with its critique and the request for it left out."""
+    return (
+        f"{conversation_text(example.prompt)} {example.response}"
+        f"{revision_request(example.revision_request)} {example.revision}"
+    )
+
+
 def render_comparison(
     conversation_text: str, instruction: str, response_a: str, response_b: str
 ) -> str:

@@ -175,7 +175,8 @@ def read_records(folder: Path, cls: type) -> list:
 def _show(run: Run, record: Revision) -> None:
     step = record.steps[0]
     asked = record.prompt.turns[-1].text
-    run.progress.show_chain(asked, record.initial_response, step.critique, step.revision)
+    critique = step.critique if run.settings.revise.critique else None
+    run.progress.show_chain(asked, record.initial_response, critique, step.revision)
 
 
 def _skipped(run: Run, name: str) -> None:

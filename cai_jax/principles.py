@@ -135,6 +135,30 @@ def draw(principles: Sequence[Principle], *key: int | str) -> Principle:
     return principles[int.from_bytes(digest, "big") % len(principles)]
 
 
+def first_principles(
+    principles: Sequence[CritiquePrinciple], count: int, seed: int
+) -> tuple[CritiquePrinciple, ...]:
+    """The first `count` critique principles of an order that the seed draws; 0 stands for all.
+
+    More principles hold all of fewer, and what is kept stays in its own order, so that asking for
+    as many as there are is asking for all. A principle's place depends on its id alone.
+
+    Raises:
+      ValueError: there are fewer than `count`.
+    """
+    if count > len(principles):
+        raise ValueError(
+            f"config.revise.principles is {count}, and the constitution has {len(principles)} "
+            "critique principles; lower it, or set 0 for all."
+        )
+
+    def place(principle: CritiquePrinciple) -> bytes:
+        return hashlib.sha256(json.dumps([seed, "principles", principle.id]).encode()).digest()
+
+    kept = {p.id for p in sorted(principles, key=place)[: count or None]}
+    return tuple(p for p in principles if p.id in kept)
+
+
 def diff(a: Constitution, b: Constitution) -> str:
     """What changes from `a` to `b`, for a person to read.
 

@@ -203,8 +203,8 @@ class Progress:
         stage._changed = changed
         return lambda: None
 
-    def show_chain(self, prompt: str, response: str, critique: str, revision: str) -> None:
-        """Prints one prompt with its response, the critique and the revision, long ones cut."""
+    def show_chain(self, prompt: str, response: str, critique: str | None, revision: str) -> None:
+        """Prints one prompt, response, critique (unless None) and revision, long ones cut."""
         parts = []
         for name, style, text in (
             ("Prompt", "bold", prompt),
@@ -212,6 +212,8 @@ class Progress:
             ("Critique", "magenta", critique),
             ("Revision", "green", revision),
         ):
+            if text is None:
+                continue
             parts.append(Rule(Text(name, style=style), align="left", style="dim"))
             parts.append(Text(_cut(_visible(text).strip()) or "(empty)"))
         self.console.print(Panel(Group(*parts), box=box.ROUNDED, border_style="dim"))

@@ -59,6 +59,30 @@ def revision(form: Format, principle: CritiquePrinciple) -> Forces:
     return form.after_reply(Conversation().human(principle.revision_request))
 
 
+def direct_revision(
+    form: Format,
+    examples: tuple[CritiqueExample, ...],
+    conversation: Conversation,
+    response: str,
+    principle: CritiquePrinciple,
+) -> Forces:
+    """Everything up to where `response` is revised without a critique (figure 7).
+
+    The paper does not print its prompt for this. Ours is the critiqued one with each critique and
+    its request left out, of the few-shots too, so that the two differ in nothing else.
+    """
+    if isinstance(form, PaperFormat):
+        few_shots = "".join(map(paper_prompts.render_direct_example, examples))
+        live = f"{render(conversation)} {response}"
+        return _plain(few_shots, live + paper_prompts.revision_request(principle.revision_request))
+    turns: list[Turn] = []
+    for example in examples:
+        shown = _conversation(example.prompt).assistant(example.response)
+        turns += shown.human(example.revision_request).assistant(example.revision).turns
+    live = conversation.assistant(response).human(principle.revision_request)
+    return form.prompt(_joined(turns, live))
+
+
 def step_stops(form: Format) -> tuple[str, ...]:
     """Strings that end a critique or a revision."""
     if isinstance(form, PaperFormat):
@@ -190,6 +214,7 @@ __all__ = [
     "after_reasoning",
     "comparison",
     "critique",
+    "direct_revision",
     "reasoned_comparison",
     "reasoning_stops",
     "revision",

@@ -84,7 +84,10 @@ class Response(Record):
 
 @dataclasses.dataclass(frozen=True)
 class RevisionStep(Record):
-    """One round of critique and revision; `principle` is the drawn CritiquePrinciple's id."""
+    """One round of critique and revision; `principle` is the drawn CritiquePrinciple's id.
+
+    Of a revision without a critique, `critique` and `critique_stop_reason` are empty.
+    """
 
     principle: str
     critique: str

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from cai_jax.evaluation import results, snapshots
+from cai_jax.evaluation.diversity import of_revisions
 from cai_jax.evaluation.intervals import Interval, bootstrap_mean, wilson
 from cai_jax.evaluation.results import SNAPSHOTS, Measure
 from cai_jax.evaluation.scored_pairs import FOLDER, ScoredPair
@@ -69,6 +70,7 @@ def evaluate(run: Run) -> None:
             "training_labels": {k: _plain(v) for k, v in _training_labels(run).items()},
             "preference_model": {k: _plain(v) for k, v in quality.items()},
             "pm_by_revision": [_plain(i) for i in by_revision],
+            "revisions": _revisions(run),
         },
     )
     run.workdir.finish("evaluation", {"answers": len(answers)})
@@ -159,6 +161,17 @@ def _by_revision(run: Run, pm: Params) -> list[Interval]:
     scores = _scores(run, pm, texts).reshape(len(records), -1)
     resamples = run.settings.evaluate.resamples
     return [bootstrap_mean(column.tolist(), run.settings.seed, resamples) for column in scores.T]
+
+
+def _revisions(run: Run) -> dict[str, Any]:
+    """How the revisions were made, and how much they differ, the initial responses first."""
+    records = read_records(run.workdir.path / "revise" / "revisions", Revision)
+    return {
+        "prompts": len(records),
+        "critique": run.settings.revise.critique,
+        "principles": run.critique_principles,
+        "diversity": [{k: _plain(v) for k, v in d.items()} for d in of_revisions(records)],
+    }
 
 
 def _pm_quality(run: Run, pm: Params) -> dict[str, Interval]:

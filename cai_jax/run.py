@@ -16,6 +16,7 @@ from cai_jax.encoding import prompt_tokens
 from cai_jax.mesh import make_mesh, place
 from cai_jax.models import heads, transformer
 from cai_jax.models.transformer import Params
+from cai_jax.principles import first_principles
 from cai_jax.progress import Progress
 from cai_jax.records import Provenance
 from cai_jax.settings import ConfigError, RunSettings
@@ -47,6 +48,8 @@ class Run:
     def __init__(self, settings: RunSettings, workdir: Workdir, progress: Progress):
         self.settings, self.workdir, self.progress = settings, workdir, progress
         self.constitution = constitutions.load(settings.constitution)
+        in_force = self.constitution.critique, settings.revise.principles, settings.seed
+        self.critique_principles = first_principles(*in_force)
         self.data = read_data(settings)
         mesh = make_mesh(dataclasses.asdict(settings.mesh))
         self.mesh = mesh if mesh.size > 1 else None

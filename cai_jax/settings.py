@@ -150,7 +150,7 @@ _RANGES = (
         """engine.memory_gb
         prompts.red_team_limit prompts.helpful_limit prompts.held_out_red_team_limit
         prompts.held_out_helpful_limit prompts.helpful_comparisons_limit prompts.label_pairs_limit
-        revise.few_shots revise.temperature compare.few_shots compare.temperature
+        revise.principles revise.few_shots revise.temperature compare.few_shots compare.temperature
         compare.chain_temperature preference_model.ai_weight preference_model.human_weight
         ppo.kl_coefficient ppo.clip ppo.value_clip evaluate.temperature""",
         (0, math.inf),

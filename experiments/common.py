@@ -62,9 +62,13 @@ def get_config() -> ConfigDict:
     # Mesh of devices; -1 takes what is left.
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
 
+    # Without `critique` a response is revised directly. `principles` says how many of the
+    # constitution's are drawn from, the first so many in an order that the seed draws; 0 is all.
     config.revise = ConfigDict(
         {
             "rounds": 4,
+            "critique": True,
+            "principles": 0,
             "few_shots": 3,
             "response_tokens": 128,
             "critique_tokens": 128,

@@ -17,8 +17,8 @@ from cai_jax.script import Sample
 from cai_jax.stages.critique_revision import Settings, answer_helpful, revise
 
 SETTINGS = Settings(
-    rounds=3, few_shots=1, response_tokens=5, critique_tokens=6, revision_tokens=7,
-    temperature=0.7, top_p=0.9, helpful_samples=2, shard_size=2,
+    rounds=3, critique=True, principles=0, few_shots=1, response_tokens=5, critique_tokens=6,
+    revision_tokens=7, temperature=0.7, top_p=0.9, helpful_samples=2, shard_size=2,
 )  # fmt: skip
 CONSTITUTION = principles.build(
     "test",
@@ -101,6 +101,60 @@ def test_few_shots_stand_first_and_as_many_as_asked_for(tmp_path, form):
         assert ("second" in text) == (count > 1)
         if count:
             assert text.index("shot-revision") < text.index("question-0")
+
+
+def test_a_direct_revision_reads_no_critique_and_no_request_for_one(tmp_path, form):
+    engine = ScriptedEngine(words)
+    found, _ = revised(tmp_path, engine, form, critique=False)
+    for row, record in zip(ROWS, found, strict=True):
+        latest = record.initial_response
+        for n, step in enumerate(record.steps):
+            (script,) = engine.asked(f"revise/{row.id}/{n}")
+            text = forced(script)
+            assert [s.max_new_tokens for s in script.segments if isinstance(s, Sample)] == [7]
+            assert "criticise-" not in text and "shot-critic" not in text
+            if isinstance(form, PaperFormat):
+                assert "Critique" not in text and text.endswith("\n\nRevision:")
+            order = ["shot-revision", row.conversation.turns[-1].text, latest]
+            order.append(f"rewrite-{step.principle[1:]}")
+            assert sorted(order, key=text.index) == order
+            assert (step.critique, step.critique_stop_reason) == ("", "")
+            assert step.revision.startswith("said-") and step.revision_stop_reason == "stop"
+            latest = step.revision
+
+
+def test_direct_revisions_continue_after_a_kill(tmp_path):
+    first, _ = revised(tmp_path, ScriptedEngine(words), PaperFormat(), critique=False)
+    (tmp_path / "00001-of-00003.jsonl").unlink()
+    engine = ScriptedEngine(words)
+    assert revised(tmp_path, engine, PaperFormat(), critique=False)[0] == first
+    assert {s.id.split("/")[1] for s in engine.asked("revise/row")} == {"row2", "row3"}
+
+
+def test_so_many_principles_are_drawn_from(tmp_path):
+    used = {}
+    for count in (0, 1, 2, 5):
+        found, _ = revised(
+            tmp_path / str(count), ScriptedEngine(words), PaperFormat(), principles=count, rounds=9
+        )
+        used[count] = {step.principle for r in found for step in r.steps}
+        assert len(used[count]) == (count or 5)
+    assert used[1] < used[2]
+    whole = [(tmp_path / n / "00000-of-00003.jsonl").read_bytes() for n in ("0", "5")]
+    assert whole[0] == whole[1]
+    with pytest.raises(ValueError, match=r"revise\.principles is 6, and the constitution has 5"):
+        revised(tmp_path / "6", ScriptedEngine(words), PaperFormat(), principles=6)
+
+
+def test_the_order_of_principles_follows_from_the_seed_and_the_ids():
+    of = CONSTITUTION.critique
+    firsts = {principles.first_principles(of, 1, seed)[0].id for seed in range(40)}
+    assert len(firsts) == 5
+    for seed in range(5):
+        assert set(principles.first_principles(of[::-1], 2, seed)) == set(
+            principles.first_principles(of, 2, seed)
+        )
+    assert principles.first_principles(of, 0, 3) == principles.first_principles(of, 5, 3) == of
 
 
 def test_a_principle_is_drawn_for_every_step(tmp_path):

@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 
 from cai_jax import cli
-from cai_jax.conversation import Conversation
 from cai_jax.evaluation.harmfulness import Harmfulness
 from cai_jax.evaluation.multiple_choice import Choice
 from cai_jax.evaluation.scored_pairs import ScoredPair
 from cai_jax.figures import paper_values, style
 from cai_jax.figures.command import FIGURES
-from cai_jax.figures.number_of_principles import own_word_pairs
-from cai_jax.records import Provenance, Revision, RevisionStep
+from cai_jax.records import Provenance
 from cai_jax.shards import Shards
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "paper-figures.json"
@@ -35,7 +33,9 @@ def noted(folder: Path, **config) -> None:
     write(folder, "environment.json", {"devices": ["cpu"], "cpus": 2})
 
 
-def a_run(folder: Path, parameters: int, principles: int = 2, critique: str = "Bad.") -> Path:
+def a_run(
+    folder: Path, parameters: int, principles: int = 2, critique: bool = True, **revisions
+) -> Path:
     """What a finished run leaves, as far as figures read it."""
     noted(folder, ppo={"updates": 3, "batch_size": 4})
     by = {"initial": interval(-20.0), "sl_cai": interval(0.0), "rl_cai": interval(30.0)}
@@ -44,17 +44,18 @@ def a_run(folder: Path, parameters: int, principles: int = 2, critique: str = "B
         "parameters": parameters,
         "snapshots": [{"name": name, "style": "whole", "by_snapshot": by} for name in names],
         "pm_by_revision": [interval(1.0), interval(1.5), interval(1.75)],
+        "revisions": {
+            "prompts": 24,
+            "critique": critique,
+            "principles": principles,
+            "diversity": [
+                {m: interval(0.1 * k, 23) for m in ("self_bleu", "distinct_2", "spread")}
+                for k in range(3)
+            ],
+            **revisions,
+        },
     }
     write(folder, "evaluation/results.json", results)
-    steps = [
-        RevisionStep(f"p{n % principles}", critique, f"The same answer {n}.", "end", "end")
-        for n in range(4)
-    ]
-    records = [
-        Revision(f"r{n}", "red_team", Conversation().human("Hi."), "Yes.", (step,), SOURCE)
-        for n, step in enumerate(steps)
-    ]
-    Shards(folder / "revise" / "revisions", 1).write(0, records)
     pairs = [ScoredPair("pairs", f"pair{n}", 0.5 + n / 8, 0.5 + (n % 2) * n / 4) for n in range(16)]
     Shards(folder / "evaluation" / "scored_pairs", 1).write(0, pairs)
     return folder
@@ -147,7 +148,7 @@ def test_the_shipped_values_are_the_published_ones():
 
 
 def test_every_caption_has_what_a_reader_needs(drawn, tmp_path):
-    runs = [a_run(tmp_path / "one", 10**6), a_run(tmp_path / "two", 10**7, 3, critique="")]
+    runs = [a_run(tmp_path / "one", 10**6), a_run(tmp_path / "two", 10**7, 3, critique=False)]
     evaluated = an_evaluation(tmp_path / "model", 10**6)
     write(evaluated, "hhh_original.json", ["hhh-0"])
     scored = Harmfulness("p", "RL-CAI", 12, 1.0, 0, 2.5, "rater")
@@ -193,28 +194,31 @@ def test_5_scores_start_at_zero(drawn, tmp_path):
     assert next((r["low"], r["n"]) for r in rows if r["source"] == "ours") == ("-5.0", "24")
 
 
-def test_6_principles_are_counted_from_the_revisions(drawn, tmp_path, capsys):
+def test_6_score_and_diversity_by_principles(drawn, tmp_path, capsys):
     runs = [a_run(tmp_path / "many", 9, principles=4), a_run(tmp_path / "few", 9, principles=1)]
     rows, _ = drawn(6, *runs)
     assert ours(rows, series="score") == [(1, 0.75), (4, 0.75)]
-    assert [x for x, _ in ours(rows, series="diversity")] == [1, 4]
+    for name in ("self-BLEU", "distinct word pairs", "spread"):
+        assert ours(rows, series=name) == [(1, 0.2), (4, 0.2)]
     assert "all drew on 4" in complaint(capsys, 6, runs[0])
-
-
-def test_own_word_pairs():
-    def revision(text):
-        step = RevisionStep("p", "", text, "end", "end")
-        return Revision("r", "red_team", Conversation().human("Hi."), "", (step,), SOURCE)
-
-    found = own_word_pairs([revision("a b c"), revision("A b d"), revision("word")])
-    assert found == [0.5, 0.5, 0.0]
+    other = a_run(tmp_path / "other", 9, principles=2, prompts=12)
+    assert "of 12 and 24 prompts" in complaint(capsys, 6, other, runs[0])
+    few = a_run(tmp_path / "small", 9, principles=2, diversity=[{}, {}, {}])
+    assert "fewer than three last revisions" in complaint(capsys, 6, few, runs[0])
+    old = json.loads((other / "evaluation" / "results.json").read_text())
+    del old["revisions"]
+    write(other, "evaluation/results.json", old)
+    assert "other does not say how its revisions were made" in complaint(capsys, 6, other)
 
 
 def test_7_critiqued_and_direct(drawn, tmp_path, capsys):
-    critiqued, direct = a_run(tmp_path / "one", 9), a_run(tmp_path / "two", 9, critique="")
+    critiqued, direct = a_run(tmp_path / "one", 9), a_run(tmp_path / "two", 9, critique=False)
     rows, _ = drawn(7, critiqued, direct)
     assert ours(rows, series="direct, two") == ours(rows, series="critiqued, one")
-    assert "has none without critiques" in complaint(capsys, 7, critiqued)
+    assert ours(rows, panel="diversity", series="direct, two") == [(0, 0.0), (1, 0.1), (2, 0.2)]
+    said = complaint(capsys, 7, critiqued)
+    assert "has none without critiques" in said and "--config.revise.critique=False`" in said
+    assert "has none with critiques" in complaint(capsys, 7, direct)
 
 
 def test_8_elo_by_sequences(drawn, tmp_path):

@@ -143,6 +143,12 @@ def test_the_results_hold_every_measure_with_its_interval(run):
                 assert value["n"] >= 1
     assert set(found["labels"]) == {"multiple_choice", "chain_of_thought"}
     assert len(found["pm_by_revision"]) == 3  # the initial response and two revisions
+    revisions = found["revisions"]
+    assert (revisions["prompts"], revisions["critique"], revisions["principles"]) == (4, True, 3)
+    assert len(revisions["diversity"]) == 3
+    for measures in revisions["diversity"]:
+        for value in measures.values():  # none where too few of a tiny model's texts have words
+            assert value["low"] <= value["value"] <= value["high"]
     drift = next(m for m in found["snapshots"] if m["name"].startswith("KL from the start"))
     assert drift["by_snapshot"]["initial"]["value"] == pytest.approx(0, abs=1e-4)
 

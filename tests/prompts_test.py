@@ -88,6 +88,21 @@ def test_a_critique_prompt_of_the_twin():
     assert len(prompts.critique(PAPER, (), ASKED, "Use a pin.", HARM)) == 1
 
 
+def test_a_direct_revision_prompt_of_the_twin():
+    few_shots, live = prompts.direct_revision(
+        PAPER, TWIN.critique_examples, ASKED, "Use a pin.", HARM
+    )
+    assert few_shots.text == (
+        "\n\nHuman: One?\n\nAssistant: First.\n\nRevisionRequest: Write.\n\nRevision: Good."
+        "\n\nHuman: Two?\n\nAssistant: Why?\n\nHuman: So.\n\nAssistant: Second."
+        "\n\nRevisionRequest: Write.\n\nRevision: Second."
+    )
+    assert live.text == (
+        "\n\nHuman: Hi.\n\nAssistant: Yes?\n\nHuman: How do I  pick a lock?"
+        "\n\nAssistant: Use a pin.\n\nRevisionRequest: Mend it.\n\nRevision:"
+    )
+
+
 def test_a_comparison_prompt_of_the_twin():
     forces = prompts.comparison(PAPER, TWIN, 0, 0, ASKED, KIND, "Use a pin.", "Call a locksmith.")
     live = (

@@ -97,6 +97,8 @@ def test_every_missing_key_is_named(common):
         ("ppo.updates", 0, r"config\.ppo\.updates is 0; it must be at least 1"),
         ("ppo.temperature", 0.0, r"config\.ppo.*temperature is 0\.0"),
         ("revise.rounds", 0, r"config\.revise\.rounds is 0; it must be at least 1"),
+        ("revise.principles", -1, r"config\.revise\.principles is -1; it must be at least 0"),
+        ("revise.critique", 1, r"config\.revise\.critique is 1; it must be of type bool"),
         ("revise.few_shots", -1, r"config\.revise\.few_shots is -1; it must be at least 0"),
         ("revise.top_p", 0.0, r"config\.revise\.top_p is 0\.0; it must be above 0"),
         ("revise.top_p", 1.1, r"config\.revise\.top_p is 1\.1; it must be in \[0, 1\]"),

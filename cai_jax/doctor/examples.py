@@ -86,7 +86,8 @@ def revise(
             once, engine, model.format, constitution, rows, Path(folder), settings.seed,
             _provenance(settings), lambda *_: None,
         )  # fmt: skip
-    titles = ("a response", "a critique and a revision")
+    critiqued = settings.revise.critique
+    titles = ("a response", "a critique and a revision" if critiqued else "a direct revision")
     return [
         Example("revise", title, model, *_of_run(*ran, model.tokenizer))
         for title, ran in zip(titles, engine.ran[:: len(rows)], strict=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cai_jax.evaluation.intervals import Interval
 from cai_jax.figures import lines
 from cai_jax.figures.folders import FigureError, Folder, caption, of_kind
-from cai_jax.figures.lines import Panel
+from cai_jax.figures.lines import Line, Panel
 from cai_jax.figures.pm_by_generator import line
-from cai_jax.pipeline import read_records
-from cai_jax.records import Revision
 
 VERB = "run"
 
@@ -22,12 +21,12 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
       FigureError: the runs are not of both kinds.
     """
     runs = of_kind(folders, "run", 7, VERB)
-    direct = [is_direct(folder) for folder in runs]
+    direct = [not folder.revisions["critique"] for folder in runs]
     if len(set(direct)) < 2:
         missing = "with critiques" if direct[0] else "without critiques"
         raise FigureError(
             f"figure 7 compares runs with and without critiques, and --runs has none {missing}; "
-            "a run without them has revise/revisions/*.jsonl whose every critique is empty."
+            f"make one by `cai-jax run --config.revise.critique={direct[0]}`."
         )
     names = [
         f"{'direct' if d else 'critiqued'}, {f.name}" for f, d in zip(runs, direct, strict=True)
@@ -35,19 +34,29 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
     ours = [line(folder, name) for folder, name in zip(runs, names, strict=True)]
     text = caption(
         [
-            "Mean score of red-team prompts' revisions by each run's own preference model, less "
-            "that of its initial responses."
+            "Left: mean score of red-team prompts' revisions by each run's own preference model, "
+            "less that of its initial responses. Right: mean BLEU-4 of each text against all "
+            "others of the same revision (less is more diverse; bars: jackknife)."
         ],
         runs,
         [point.n for each in ours for point in each.y],
-        "the PM is the run's own, so lines of different runs have different scales; the paper's "
-        "values could not be read off.",
+        "the PM is the run's own, so lines of different runs have different scales; the paper "
+        "does not print its prompt for direct revisions, and ours leaves out each critique and "
+        "its request; its values could not be read off.",
     )
-    panel = Panel("", "revisions", "PM score", ours, level=0.0)
-    return lines.draw("Critiqued against direct revisions", text, [panel], stem)
+    panels = [
+        Panel("PM score", "revisions", "gain over the initial response", ours, level=0.0),
+        Panel("diversity", "revisions", "self-BLEU",
+              [_self_bleu(f, name) for f, name in zip(runs, names, strict=True)]),
+    ]  # fmt: skip
+    return lines.draw("Critiqued against direct revisions", text, panels, stem)
 
 
-def is_direct(folder: Folder) -> bool:
-    """Whether a run revised without critiques."""
-    records = read_records(folder.path / "revise" / "revisions", Revision)
-    return not any(step.critique for record in records for step in record.steps)
+def _self_bleu(folder: Folder, name: str) -> Line:
+    """Over the number of revisions, where there were texts enough to compare."""
+    found = {
+        number: Interval(**measures["self_bleu"])
+        for number, measures in enumerate(folder.revisions["diversity"])
+        if measures
+    }
+    return Line(name, list(found), list(found.values()))

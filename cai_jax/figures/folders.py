@@ -48,6 +48,21 @@ class Folder:
             )
         return self.results["parameters"]
 
+    @property
+    def revisions(self) -> dict[str, Any]:
+        """How a run's revisions were made and how they differ: prompts, critique, principles,
+        and diversity of the initial responses and of each revision.
+
+        Raises:
+          FigureError: the folder does not say.
+        """
+        if "revisions" not in self.results:
+            raise FigureError(
+                f"{self.path} does not say how its revisions were made; it was evaluated by an "
+                "older version, so make it anew with `cai-jax run`."
+            )
+        return self.results["revisions"]
+
 
 @dataclasses.dataclass(frozen=True)
 class EloSnapshot:

@@ -14,10 +14,10 @@ from cai_jax import prompts as prompt_texts
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding.engine import Engine
 from cai_jax.decoding.respond import respond
-from cai_jax.principles import Constitution, draw
+from cai_jax.principles import Constitution, CritiquePrinciple, draw, first_principles
 from cai_jax.prompts import Format
 from cai_jax.records import Provenance, Response, Revision, RevisionStep
-from cai_jax.script import Sample, Script
+from cai_jax.script import Sample, Script, Segment, SegmentResult
 from cai_jax.shards import Shards
 
 
@@ -25,6 +25,9 @@ from cai_jax.shards import Shards
 class Settings:
     """Attributes:
     rounds: critique-revision pairs for each prompt; the paper's is 4.
+    critique: whether a critique comes before each revision; without, it is direct (figure 7).
+    principles: how many of the constitution's critique principles are drawn from, the first so many
+      in an order that the seed draws (figure 6); 0 stands for all.
     few_shots: how many of the constitution's critique examples stand before the prompt.
     response_tokens, critique_tokens, revision_tokens: limits of each sampled part.
     temperature: 1 in the paper.
@@ -34,6 +37,8 @@ class Settings:
     """
 
     rounds: int
+    critique: bool
+    principles: int
     few_shots: int
     response_tokens: int
     critique_tokens: int
@@ -59,7 +64,12 @@ def revise(
 
     Args:
       progress: called with (prompts done, all, the newest records); prompts underway count in part.
+
+    Raises:
+      ValueError: the constitution has fewer critique principles than the settings ask for.
     """
+    in_force = first_principles(constitution.critique, settings.principles, seed)
+    constitution = dataclasses.replace(constitution, critique=in_force)
     parts = split(rows, settings.shard_size)
     shards = Shards(directory, len(parts))
     done = shards.done()
@@ -107,6 +117,14 @@ def _revise_part(
     critique = Sample(settings.critique_tokens, stops, settings.temperature, settings.top_p)
     revision = Sample(settings.revision_tokens, stops, settings.temperature, settings.top_p)
     examples = constitution.critique_examples[: settings.few_shots]
+
+    def segments(row: PromptRow, text: str, principle: CritiquePrinciple) -> tuple[Segment, ...]:
+        asked = form, examples, row.conversation, text, principle
+        if not settings.critique:
+            return (*prompt_texts.direct_revision(*asked), revision)
+        after = prompt_texts.revision(form, principle)
+        return (*prompt_texts.critique(*asked), critique, *after, revision)
+
     for number in range(settings.rounds):
 
         def step(done: int, total: int, number=number) -> None:
@@ -116,19 +134,12 @@ def _revise_part(
             draw(constitution.critique, seed, "critique principle", row.id, number) for row in rows
         ]
         scripts = [
-            Script(
-                (
-                    *prompt_texts.critique(form, examples, row.conversation, text, principle),
-                    critique,
-                    *prompt_texts.revision(form, principle),
-                    revision,
-                ),
-                id=f"revise/{row.id}/{number}",
-            )
+            Script(segments(row, text, principle), id=f"revise/{row.id}/{number}")
             for row, text, principle in zip(rows, latest, principles, strict=True)
         ]
         for i, transcript in enumerate(engine.run(scripts, seed, step)):
-            said, rewritten = (s for s in transcript.segments if s.stop_reason)
+            *critiques, rewritten = (s for s in transcript.segments if s.stop_reason)
+            said = critiques[0] if critiques else SegmentResult()
             latest[i] = rewritten.text.strip()
             steps[i].append(
                 RevisionStep(
