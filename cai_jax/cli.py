@@ -29,6 +29,9 @@ A whole run, or one stage of it; each continues where a former run stopped:
 On its own, with experiments/label_ablation.py:
   label-ablation  ask about the same pairs in every label mode, and print how good the labels are
 
+On its own, with experiments/generate_prompts.py:
+  generate-prompts  sample new prompts from lists of others, filter them, write them for a run
+
 Before a run, without a workdir:
   doctor        show one example of every stage token by token, and check that all fits together
 
@@ -42,6 +45,7 @@ Without a config; each takes --help:
 """
 
 STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "figures")
+ALONE = ("label-ablation", "generate-prompts")
 TOOLS = ("chat", "fetch", "data", "constitution", "import-weights", "export-weights")
 
 
@@ -68,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
             _run(verb, rest)
         elif verb == "label-ablation":
             _label_ablation(rest)
+        elif verb == "generate-prompts":
+            _generate_prompts(rest)
         elif verb == "doctor":
             _doctor(rest)
         elif verb in TOOLS:
@@ -77,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
                 keep_compiled_programs()
             getattr(tools, verb.replace("-", "_"))(rest)
         else:
-            known = ", ".join(("run", *STAGES, "label-ablation", "doctor", *TOOLS))
+            known = ", ".join(("run", *STAGES, *ALONE, "doctor", *TOOLS))
             raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
     except KeyboardInterrupt:
         print("\nStopped; run the same command again to continue.", file=sys.stderr)
@@ -155,6 +161,20 @@ def _label_ablation(arguments: list[str]) -> None:
     start_multihost()
     with Progress() as progress:
         label_ablation.run(settings, modes, Workdir(workdir, force), progress)
+
+
+def _generate_prompts(arguments: list[str]) -> None:
+    config, workdir, force = parse(arguments)
+    from cai_jax import generate_prompts
+    from cai_jax.mesh import start_multihost
+    from cai_jax.progress import Progress
+    from cai_jax.workdir import Workdir
+
+    settings = generate_prompts.settings_of(config)
+    keep_compiled_programs()
+    start_multihost()
+    with Progress() as progress:
+        generate_prompts.run(settings, Workdir(workdir, force), progress)
 
 
 def _doctor(arguments: list[str]) -> None:
