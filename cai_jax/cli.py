@@ -27,11 +27,11 @@ A whole run, or one stage of it; each continues where a former run stopped:
   --force       with a stage whose settings changed: throw it away and make it again
   --relabel     with compare: make the labels again from the answers in the records, no model
 
-On its own, with experiments/label_ablation.py:
-  label-ablation  ask about the same pairs in every label mode, and print how good the labels are
-
-  harmfulness   with experiments/harmfulness.py: train a scorer of absolute harmfulness on rated
-                red-team attempts, and score the snapshots of runs (figure 10)
+On its own, with the experiment of its name (experiments/label_ablation.py and so on):
+  label-ablation    ask about the same pairs in every label mode, print how good the labels are
+  generate-prompts  sample new prompts from lists of others, filter them, write them for a run
+  harmfulness       train a scorer of absolute harmfulness on rated red-team attempts, and score the
+                    snapshots of runs (figure 10)
 
 Before a run, without a workdir:
   doctor        show one example of every stage token by token, and check that all fits together
@@ -46,6 +46,7 @@ Without a config; each takes --help:
 """
 
 STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "figures")
+ALONE = ("label-ablation", "generate-prompts", "harmfulness")
 TOOLS = ("chat", "fetch", "data", "constitution", "import-weights", "export-weights")
 
 
@@ -70,10 +71,8 @@ def main(argv: list[str] | None = None) -> int:
             figures(rest)
         elif verb == "run" or verb in STAGES:
             _run(verb, rest)
-        elif verb == "label-ablation":
-            _label_ablation(rest)
-        elif verb == "harmfulness":
-            _harmfulness(rest)
+        elif verb in ALONE:
+            _alone(verb, rest)
         elif verb == "doctor":
             _doctor(rest)
         elif verb in TOOLS:
@@ -83,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
                 keep_compiled_programs()
             getattr(tools, verb.replace("-", "_"))(rest)
         else:
-            known = ", ".join(("run", *STAGES, "label-ablation", "harmfulness", "doctor", *TOOLS))
+            known = ", ".join(("run", *STAGES, *ALONE, "doctor", *TOOLS))
             raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
     except KeyboardInterrupt:
         print("\nStopped; run the same command again to continue.", file=sys.stderr)
@@ -149,30 +148,22 @@ def _relabel(arguments: list[str]) -> None:
         relabel(run_settings(config), Workdir(workdir), progress)
 
 
-def _label_ablation(arguments: list[str]) -> None:
+def _alone(verb: str, arguments: list[str]) -> None:
     config, workdir, force = parse(arguments)
-    from cai_jax import label_ablation
+    from cai_jax import generate_prompts, harmfulness_scores, label_ablation
     from cai_jax.mesh import start_multihost
     from cai_jax.progress import Progress
     from cai_jax.workdir import Workdir
 
-    settings, modes = label_ablation.settings_of(config)
+    runs = {
+        "label-ablation": label_ablation.run,
+        "generate-prompts": generate_prompts.run,
+        "harmfulness": harmfulness_scores.run,
+    }
     keep_compiled_programs()
     start_multihost()
     with Progress() as progress:
-        label_ablation.run(settings, modes, Workdir(workdir, force), progress)
-
-
-def _harmfulness(arguments: list[str]) -> None:
-    config, workdir, force = parse(arguments)
-    from cai_jax.harmfulness_scores import score_runs
-    from cai_jax.mesh import start_multihost
-    from cai_jax.progress import Progress
-
-    keep_compiled_programs()
-    start_multihost()
-    with Progress() as progress:
-        score_runs(config, workdir, force, progress)
+        runs[verb](config, Workdir(workdir, force), progress)
 
 
 def _doctor(arguments: list[str]) -> None:

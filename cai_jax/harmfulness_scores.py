@@ -46,14 +46,14 @@ GREEDY = 0.0  # figure 10's dashed lines; one response a prompt, since all would
 SCORED_AT_A_TIME = 16
 
 
-def score_runs(config: Mapping[str, Any], path: Path, force: bool, progress: Progress) -> None:
+def run(config: Mapping[str, Any], workdir: Workdir, progress: Progress) -> None:
     """Trains the scorer, writes Harmfulness records into each run's folder, prints the tables.
 
     Raises:
       ValueError: a setting, file, model or run that cannot be used; before any compute.
       OSError: a file that cannot be read or written.
     """
-    Scores(build(HarmfulnessSettings, config), path, force, progress).run()
+    Scores(build(HarmfulnessSettings, config), workdir, progress).run()
 
 
 class Scores:
@@ -63,9 +63,9 @@ class Scores:
       ValueError: a setting, file, model or run that cannot be used.
     """
 
-    def __init__(self, settings: HarmfulnessSettings, path: Path, force: bool, progress: Progress):
+    def __init__(self, settings: HarmfulnessSettings, workdir: Workdir, progress: Progress):
         s = self.settings = settings
-        self.workdir, self.force, self.progress = Workdir(path, force), force, progress
+        self.workdir, self.progress = workdir, progress
         self.prompts = (
             shipped.read_prompts(s.prompts, "red_team")
             if s.prompts
@@ -177,7 +177,7 @@ class Scores:
 
     def _score(self, run: Path) -> list[dict[str, Any]]:
         """Mean score over prompts of each snapshot at each temperature."""
-        s, stage = self.settings, Workdir(run, self.force)
+        s, stage = self.settings, Workdir(run, self.workdir.force)
         inputs = {
             "rater": self.name,
             "prompts": digest([dataclasses.asdict(row) for row in self.prompts]),

@@ -96,17 +96,13 @@ def settings_of(config: Mapping[str, Any]) -> tuple[Settings, dict[str, ai_feedb
     return settings, modes
 
 
-def run(
-    settings: Settings,
-    modes: Mapping[str, ai_feedback.Settings],
-    workdir: Workdir,
-    progress: Progress,
-) -> None:
+def run(config: Mapping[str, Any], workdir: Workdir, progress: Progress) -> None:
     """Asks what is not yet known, writes results.json, and prints the tables.
 
     Raises:
       ValueError: a setting, file or pair that cannot be used; before any compute.
     """
+    settings, modes = settings_of(config)
     constitution = constitutions.load(settings.constitution)
     known, left_out = _pairs(settings)
     if left_out:

@@ -143,7 +143,9 @@ _RANGES = (
         preference_model.save_every
         ppo.updates ppo.batch_size ppo.prompt_tokens ppo.response_tokens ppo.epochs
         ppo.minibatches ppo.save_every
-        evaluate.samples evaluate.response_tokens evaluate.batch_size evaluate.resamples""",
+        evaluate.samples evaluate.response_tokens evaluate.batch_size evaluate.resamples
+        generate.shown generate.prompt_tokens generate.shard_size
+        filters.least_words filters.most_words filters.ngram""",
         (1, math.inf),
     ),
     (
@@ -152,10 +154,15 @@ _RANGES = (
         prompts.held_out_helpful_limit prompts.helpful_comparisons_limit prompts.label_pairs_limit
         revise.principles revise.few_shots revise.temperature compare.few_shots compare.temperature
         compare.chain_temperature preference_model.ai_weight preference_model.human_weight
-        ppo.kl_coefficient ppo.clip ppo.value_clip evaluate.temperature""",
+        ppo.kl_coefficient ppo.clip ppo.value_clip evaluate.temperature
+        generate.red_team generate.helpful generate.temperature""",
         (0, math.inf),
     ),
-    ("ppo.gamma ppo.lam revise.top_p compare.top_p evaluate.top_p", (0, 1)),
+    (
+        """ppo.gamma ppo.lam revise.top_p compare.top_p evaluate.top_p generate.top_p
+        filters.letters filters.similarity""",
+        (0, 1),
+    ),
 )
 
 

@@ -17,6 +17,7 @@ EXPERIMENTS = ["quickstart.py", "quickstart.py:full", "quickstart.py:smoke"]
 # Those that are no whole run, with their verbs.
 OTHERS = {
     "label_ablation.py": "label-ablation",
+    "generate_prompts.py": "generate-prompts",
     "evaluations.py": "evaluate",
     "snapshots.py": "evaluate",
     "harmfulness.py": "harmfulness",
@@ -128,7 +129,7 @@ def test_evaluations_has_exactly_the_settings_that_there_are():
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *OTHERS, *FIGURES])
 def test_what_it_names_exists(name):
     found = config(name)
-    if name in ("harmfulness.py", "figures/fig10.py"):
+    if name in ("generate_prompts.py", "harmfulness.py", "figures/fig10.py"):
         assert "constitution" not in found
         return
     assert (tiny_run.ROOT / found["constitution"]).is_file()

@@ -85,7 +85,7 @@ def ablate(tmp_path, pairs, *modes, **changes):
     out = io.StringIO()
     workdir = Workdir(tmp_path / "labels")
     with Progress(out, terminal=False) as progress:
-        run(*settings_of(config | changes), workdir, progress)
+        run(config | changes, workdir, progress)
     return workdir.read_json("results.json"), out.getvalue()
 
 
