@@ -46,6 +46,7 @@ setup(
             "transformers>=5.12,<6",
             "llama-cpp-python>=0.3.36,<0.4",
             "google-tunix>=0.1.7,<0.2",
+            "trl>=1.16,<1.17",  # tests/losses_test.py calls its trainer's inside
         ],
     },
     entry_points={"console_scripts": ["cai-jax=cai_jax.cli:main"]},

@@ -185,26 +185,42 @@ def dpo_loss(
     reference's log-probabilities.
 
     Args:
-      logprobs_a, logprobs_b: float32[B], summed over the response's tokens, of the policy.
+      logprobs_a, logprobs_b: float32[B], of the policy, summed over the response's tokens and the
+        end token.
       ref_logprobs_a, ref_logprobs_b: float32[B], the same of the reference.
       prob_a: float32[B], probability that A is better.
       weight: float32[B]; a pair of weight 0 adds nothing to the loss or the normaliser.
       beta: strength of the pull to the reference.
 
     Returns:
-      loss float32[] and metrics: "policy/margin" (weighted mean of h, its sign turned where B
-      is the better),
-      "count" (the sum of weights, the loss's normaliser).
+      loss float32[] and metrics. The implied reward of a response is beta * (log pi - log ref), in
+      units of h. Over the pairs whose prob_a is not a half, so that one response is the chosen one:
+      "policy/chosen_reward" and "policy/rejected_reward", their difference "policy/margin", and
+      "policy/accuracy", the share of margins above 0. Over all pairs: "policy/reference_kl", the
+      mean of log ref - log pi, which estimates KL(ref || pi) in nats a response where the reference
+      sampled them; "count", the sum of weights, the loss's normaliser.
     """
     arrays = [logprobs_a, logprobs_b, ref_logprobs_a, ref_logprobs_b, prob_a, weight]
     chex.assert_rank(arrays, 1)
     chex.assert_equal_shape(arrays)
     chex.assert_type(arrays, jnp.float32)
-    ref_margin = jax.lax.stop_gradient(ref_logprobs_a - ref_logprobs_b)
-    margin = beta * (logprobs_a - logprobs_b - ref_margin)
-    signed = jax.lax.stop_gradient(margin * jnp.sign(prob_a - 0.5))
-    metrics = {"policy/margin": _weighted_mean(signed, weight), "count": weight.sum()}
-    return _weighted_mean(_soft_logistic(margin, prob_a), weight), metrics
+    ref_logprobs_a, ref_logprobs_b = jax.lax.stop_gradient((ref_logprobs_a, ref_logprobs_b))
+    reward_a = beta * (logprobs_a - ref_logprobs_a)
+    reward_b = beta * (logprobs_b - ref_logprobs_b)
+    chosen = jnp.where(prob_a > 0.5, reward_a, reward_b)
+    rejected = jnp.where(prob_a > 0.5, reward_b, reward_a)
+    decided = jnp.where(prob_a == 0.5, 0.0, weight)
+    drift = (ref_logprobs_a - logprobs_a + ref_logprobs_b - logprobs_b) / 2
+    metrics = {
+        "policy/margin": _weighted_mean(chosen - rejected, decided),
+        "policy/accuracy": _weighted_mean((chosen > rejected).astype(jnp.float32), decided),
+        "policy/chosen_reward": _weighted_mean(chosen, decided),
+        "policy/rejected_reward": _weighted_mean(rejected, decided),
+        "policy/reference_kl": _weighted_mean(drift, weight),
+        "count": weight.sum(),
+    }
+    loss = _weighted_mean(_soft_logistic(reward_a - reward_b, prob_a), weight)
+    return loss, jax.lax.stop_gradient(metrics)
 
 
 def _soft_logistic(margin: jax.Array, prob: jax.Array) -> jax.Array:

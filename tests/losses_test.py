@@ -1,3 +1,6 @@
+import collections
+from types import SimpleNamespace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -196,3 +199,123 @@ def test_dpo_weight_zero_counts_for_nothing_and_the_reference_gets_no_gradient()
     assert metrics["count"] == 3.0
     gradients = jax.grad(lambda *r: losses.dpo_loss(a, b, *r, p, w, 0.3)[0], (0, 1))(ra, rb)
     chex.assert_trees_all_equal(gradients, (jnp.zeros(3), jnp.zeros(3)))
+
+
+def random_pairs(n: int = 64):
+    """Log-probabilities of whole responses, two of a policy and two of a reference, and labels."""
+    a, b = -20 + 8 * draw(n), -25 + 8 * draw(n, seed=1)
+    ra, rb = a + 3 * draw(n, seed=2), b + 3 * draw(n, seed=3)
+    return a, b, ra, rb, jax.nn.sigmoid(2 * draw(n, seed=4))
+
+
+def test_dpo_metrics_by_hand():
+    # Rewards at beta 2: A 2, 4, -2, 0; B 0, 6, 2, 8. The second and third pairs favour B.
+    a, b = jnp.array([1.0, 2, -1, 0]), jnp.array([0.0, 3, 1, 4])
+    p, w = jnp.array([0.9, 0.2, 0.4, 0.5]), jnp.array([1.0, 1, 2, 1])
+    _, metrics = losses.dpo_loss(a, b, 0 * a, 0 * b, p, w, 2.0)
+    found = {name: float(value) for name, value in metrics.items()}
+    assert found == pytest.approx({
+        "policy/chosen_reward": (2 + 6 + 2 * 2) / 4,
+        "policy/rejected_reward": (0 + 4 + 2 * -2) / 4,
+        "policy/margin": (2 + 2 + 2 * 4) / 4,
+        "policy/accuracy": 1.0,
+        "policy/reference_kl": -(1 + 5 + 2 * 0 + 4) / 2 / 5,
+        "count": 5.0,
+    })  # fmt: skip
+    _, metrics = losses.dpo_loss(a, b, 0 * a, 0 * b, 1 - p, w, 2.0)
+    assert metrics["policy/accuracy"] == 0 and metrics["policy/margin"] == -3
+
+
+def test_dpo_gradient_is_that_of_the_paper():
+    """Rafailov et al., section 4, with a soft label: beta * (sigmoid(h) - p) for log pi(A)."""
+    a, b, ra, rb, p = random_pairs()
+    w = jnp.abs(draw(64, seed=5)).at[7].set(0.0)
+    gradients = jax.grad(lambda *x: losses.dpo_loss(*x, ra, rb, p, w, 0.1)[0], (0, 1))(a, b)
+    h = 0.1 * ((a - ra) - (b - rb))
+    expected = 0.1 * w * (jax.nn.sigmoid(h) - p) / w.sum()
+    np.testing.assert_allclose(gradients, (expected, -expected), rtol=1e-4, atol=1e-7)
+    assert gradients[0][7] == 0.0
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.1, 0.5])
+def test_soft_dpo_equals_pytorchs_logistic_loss(beta):
+    torch = pytest.importorskip("torch")
+    a, b, ra, rb, p = (np.array(x) for x in random_pairs())
+    loss, _ = losses.dpo_loss(*random_pairs(), jnp.ones(64), beta)
+    logits = beta * ((torch.tensor(a) - torch.tensor(ra)) - (torch.tensor(b) - torch.tensor(rb)))
+    theirs = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(p))
+    np.testing.assert_allclose(loss, theirs, rtol=0, atol=1e-5)
+
+
+def by_trl(chosen, rejected, ref_chosen, ref_rejected, beta, kind, smoothing=0.0):
+    """(loss, metrics) of TRL's own trainer, given a model that says these log-probabilities.
+
+    Each response is one token after a prompt of one.
+    """
+    torch = pytest.importorskip("torch")
+    module = pytest.importorskip("trl.trainer.dpo_trainer")
+    n = len(chosen)
+    rows = torch.tensor(np.concatenate([chosen, rejected]))[:, None]
+    output = SimpleNamespace(
+        log_probs=rows, entropy=torch.zeros(2 * n, 1), mean_logits=torch.zeros(2 * n, 1),
+        is_top1=torch.zeros(2 * n, 1, dtype=torch.bool),
+    )  # fmt: skip
+    alone = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False), accelerator=alone, aux_loss_enabled=False,
+        ld_alpha=None, precompute_ref_logps=True, f_divergence_type="reverse_kl", beta=beta,
+        loss_types=[kind], loss_weights=[1.0], label_smoothing=smoothing, use_weighting=False,
+        _metrics={"eval": collections.defaultdict(list)}, _total_train_tokens=0, _tp_size=1,
+    )  # fmt: skip
+    both = torch.ones(2 * n, 2, dtype=torch.long)
+    inputs = {
+        "input_ids": both, "attention_mask": both,
+        "completion_mask": torch.tensor([[0, 1]] * 2 * n),
+        "ref_chosen_logps": torch.tensor(np.array(ref_chosen)),
+        "ref_rejected_logps": torch.tensor(np.array(ref_rejected)),
+    }  # fmt: skip
+    loss = module.DPOTrainer._compute_loss(trainer, lambda **inputs: output, inputs, False)
+    return float(loss), {k: v[-1] for k, v in trainer._metrics["eval"].items()}
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.1, 0.5])
+def test_dpo_equals_trl(beta):
+    """TRL (in the extra "bench") has DPO and the robust form, which subtracts the flipped loss."""
+    a, b, ra, rb, p = random_pairs()
+    ones = jnp.ones(64)
+    hard, metrics = losses.dpo_loss(a, b, ra, rb, ones, ones, beta)
+    theirs, said = by_trl(a, b, ra, rb, beta, "sigmoid")
+    np.testing.assert_allclose(hard, theirs, rtol=0, atol=1e-5)
+    for ours, name in (
+        ("chosen_reward", "chosen"), ("rejected_reward", "rejected"), ("margin", "margins"),
+        ("accuracy", "accuracies"),
+    ):  # fmt: skip
+        np.testing.assert_allclose(metrics[f"policy/{ours}"], said[f"rewards/{name}"], atol=1e-5)
+    smoothed, _ = losses.dpo_loss(a, b, ra, rb, 0.9 * ones, ones, beta)
+    flipped, _ = losses.dpo_loss(a, b, ra, rb, 0 * ones, ones, beta)
+    robust, _ = by_trl(a, b, ra, rb, beta, "robust", 0.1)
+    np.testing.assert_allclose((0.9 * hard - 0.1 * flipped) / 0.8, robust, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(smoothed - 0.1 * flipped, 0.9 * theirs, rtol=0, atol=1e-5)
+    # Of soft labels: TRL's loss with A chosen and with B chosen, as likely as they are.
+    each = [
+        q * by_trl(*(x[i : i + 1] for x in (a, b, ra, rb)), beta, "sigmoid")[0]
+        + (1 - q) * by_trl(*(x[i : i + 1] for x in (b, a, rb, ra)), beta, "sigmoid")[0]
+        for i, q in enumerate(p.tolist())
+    ]
+    soft, _ = losses.dpo_loss(a, b, ra, rb, p, ones, beta)
+    np.testing.assert_allclose(soft, np.mean(each), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+def test_conservative_dpo_equals_tunix(monkeypatch, smoothing):
+    """Tunix (in the extra "bench") has the conservative form, given the log-probabilities."""
+    module = pytest.importorskip("tunix.sft.dpo.dpo_trainer")
+    a, b, ra, rb, _ = random_pairs()
+    monkeypatch.setattr(module, "compute_logps", lambda *args, **more: (a, b))
+    unread = collections.defaultdict(lambda: None, ref_chosen_logps=ra, ref_rejected_logps=rb)
+    batch = type("Batch", (), {"__getattr__": lambda self, name: unread[name]})()
+    theirs, said = module.dpo_loss_fn(None, batch, "dpo", 0.1, label_smoothing=smoothing)
+    loss, metrics = losses.dpo_loss(a, b, ra, rb, jnp.full(64, 1 - smoothing), jnp.ones(64), 0.1)
+    np.testing.assert_allclose(loss, theirs, rtol=0, atol=1e-5)
+    for ours, name in (("margin", "margin"), ("accuracy", "accuracy"), ("chosen_reward", "chosen")):
+        np.testing.assert_allclose(metrics[f"policy/{ours}"], said[f"rewards/{name}"], atol=1e-5)
