@@ -17,7 +17,8 @@ A whole run, or one stage of it; each continues where a former run stopped:
   finetune      SL-CAI: finetune on the revisions
   compare       let the feedback model choose between pairs of responses
   train-pm      train the preference model on its choices
-  train-rl      RL-CAI: PPO against the preference model
+  train-rl      RL-CAI: PPO against the preference model, or with --config.algorithm=dpo DPO on
+                the choices themselves
   evaluate      compare the start, SL-CAI and RL-CAI on held-out prompts; with
                 --config=experiments/evaluations.py, any one model on the published evaluations;
                 with experiments/snapshots.py, the snapshots of several runs, by any judge
@@ -37,7 +38,7 @@ Before a run, without a workdir:
   doctor        show one example of every stage token by token, and check that all fits together
 
 Without a config; each takes --help:
-  chat            talk: chat --model=NAME_OR_PATH, or chat --workdir=DIR [--stage=finetune|ppo]
+  chat            talk: chat --model=NAME_OR_PATH, or chat --workdir=DIR [--stage=finetune|ppo|dpo]
   fetch           download and check a model or a data set: fetch [NAME]
   data            list the data sets, or describe one: data [NAME] [--manual_dir=DIR]
   constitution    check FILE | diff FILE FILE | import --from=DIR --to=FILE.yaml

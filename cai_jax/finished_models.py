@@ -12,8 +12,9 @@ import jax
 from cai_jax.mesh import place
 from cai_jax.training.checkpoint import load_params
 from cai_jax.weights.load import Model, load_model
+from cai_jax.workdir import rl_stage
 
-STAGES = ("ppo", "finetune")  # that leave a language model, the last one first
+STAGES = ("ppo", "dpo", "finetune")  # that leave a language model, the last ones first
 
 
 class RunError(ValueError):
@@ -36,8 +37,9 @@ def model_of_run(
         raise RunError(
             f"{workdir} has no finished '{stage or 'finetune'}'; run `cai-jax run` with it first."
         )
-    stage = stage or finished[0]
     start, dtype = _noted(config, "model", "dtype")
+    if not stage:  # where both were tried, RL-CAI is the config's
+        stage = chosen if (chosen := rl_stage(workdir)) in finished else finished[0]
     model = load_model(start, dtype, report=report)
     params = load_params(workdir / stage / "params")[0]
     shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (model.params, params)]

@@ -6,7 +6,6 @@ Trains a scorer on red-team attempts, then scores responses of each run's snapsh
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,17 +30,16 @@ from cai_jax.models.scoring import score_texts
 from cai_jax.pipeline import read_records
 from cai_jax.progress import Progress, ResultRow
 from cai_jax.records import Provenance, Response
-from cai_jax.report import COLUMNS
 from cai_jax.settings import ConfigError, build
 from cai_jax.shards import Shards
+from cai_jax.snapshot_answers import COLUMNS
 from cai_jax.stages import absolute_harmfulness
 from cai_jax.stages.absolute_harmfulness import text_of, train_scorer
 from cai_jax.training.checkpoint import load_params, save_params
 from cai_jax.weights.load import load_model
-from cai_jax.workdir import Workdir, commit, digest
+from cai_jax.workdir import Workdir, commit, digest, rl_sequences, rl_stage
 
 SCORER = "scorer"
-STAGES = dict(zip(SNAPSHOTS, (None, "finetune", "ppo"), strict=True))
 GREEDY = 0.0  # figure 10's dashed lines; one response a prompt, since all would be the same
 SCORED_AT_A_TIME = 16
 
@@ -76,9 +74,11 @@ class Scores:
         if len({run.name for run in self.runs}) < len(self.runs):
             raise ConfigError("config.runs: two folders have one name; rename one of them.")
         for run in self.runs:
-            if not (run / "ppo" / "done.json").exists():
+            made_by = rl_stage(run) if (run / "config.json").exists() else "ppo"
+            if not (run / made_by / "done.json").exists():
                 raise ConfigError(
-                    f"config.runs: {run} has no finished 'ppo'; run `cai-jax run` with it first."
+                    f"config.runs: {run} has no finished '{made_by}'; run `cai-jax run` with it "
+                    "first."
                 )
         mesh = make_mesh(dataclasses.asdict(s.mesh))
         self.mesh = mesh if mesh.size > 1 else None
@@ -185,7 +185,7 @@ class Scores:
             "response_tokens": s.response_tokens,
             "temperature": s.temperature,
             "seed": s.seed,
-            "of": digest((run / "ppo" / "inputs.json").read_text("utf-8")),
+            "of": digest((run / rl_stage(run) / "inputs.json").read_text("utf-8")),
         }
         if stage.begin(FOLDER, inputs):
             params = place(load_params(self.workdir.path / SCORER / "params")[0], self.mesh)
@@ -210,11 +210,11 @@ class Scores:
 
     def _score_snapshot(self, run: Path, number: int, snapshot: str, params) -> list[Harmfulness]:
         """Samples a snapshot's responses, keeps them beside the scores, and scores them."""
-        s, stage, say = self.settings, STAGES[snapshot], self.progress.say
+        s, say = self.settings, self.progress.say
+        stage = {"initial": None, "sl_cai": "finetune", "rl_cai": rl_stage(run)}[snapshot]
         model = model_of_run(run, stage, say)[0] if stage else start_of_run(run, say)
         made = Provenance(f"{model.name}@{model.fingerprint}", "", s.seed, commit())
-        ppo = json.loads((run / "config.json").read_text("utf-8"))["ppo"]
-        sequences = ppo["updates"] * ppo["batch_size"] if snapshot == "rl_cai" else 0
+        sequences = rl_sequences(run) if snapshot == "rl_cai" else 0
         asked = [(row.id, row.conversation) for row in self.prompts]
         memory = int(s.engine.memory_gb * 1e9) or None
         engine = Engine(model, s.engine.slots, s.engine.max_length, memory, s.engine.few_sizes)

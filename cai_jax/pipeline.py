@@ -14,7 +14,7 @@ from cai_jax.progress import Stage
 from cai_jax.records import Comparison, Response, Revision
 from cai_jax.run import Run
 from cai_jax.shards import Shards
-from cai_jax.stages import ai_feedback, critique_revision, ppo, preference_model, supervised
+from cai_jax.stages import ai_feedback, critique_revision, dpo, ppo, preference_model, supervised
 
 SHOWN_CHAINS = 3
 
@@ -119,7 +119,9 @@ def train_pm(run: Run) -> None:
 
 
 def train_rl(run: Run) -> None:
-    """RL-CAI by PPO."""
+    """RL-CAI, by PPO unless the config says DPO."""
+    if run.settings.algorithm == "dpo":
+        return _train_dpo(run)
     run.workdir.require("finetune", "finetune")
     run.workdir.require("preference_model", "train-pm")
     folder, s = run.workdir.path / "ppo", run.settings.ppo
@@ -144,6 +146,37 @@ def train_rl(run: Run) -> None:
         )  # fmt: skip
     run.save("ppo", params)
     run.workdir.finish("ppo", {"prompts": kept, "too_long_and_left_out": len(rows) - kept})
+
+
+def _train_dpo(run: Run) -> None:
+    """RL-CAI from the comparisons that train the preference model, without that model."""
+    run.workdir.require("finetune", "finetune")
+    run.workdir.require("compare", "compare")
+    folder, s = run.workdir.path / "dpo", run.settings.dpo
+    if not run.workdir.begin("dpo", run.inputs("dpo")):
+        return _skipped(run, "DPO")
+    records = run.workdir.path / "compare"
+    comparisons = read_records(records / "comparisons", Comparison)
+    human = [_human(run, c) for c in run.data.helpful_comparisons]
+    responses = read_records(records / "responses", Response)
+    cut_off = {(r.id, r.response) for r in responses if r.stop_reason == "length"}
+    config, words = run.initial.config, (run.initial.tokenizer, run.initial.format)
+    data = dpo.examples(s, *words, comparisons + human, cut_off)
+    run.take(run.initial)  # SL-CAI alone is of use here
+    params = run.params_of("finetune")
+    with run.progress.stage("log-probabilities of SL-CAI", len(data), "pairs") as bar:
+        reference = dpo.reference_logprobs(s, config, params, data, folder, counter(bar), run.mesh)
+    with run.progress.stage("DPO", 0, "steps") as bar:
+        params = dpo.train_dpo(
+            s, config, params, data, reference, folder, run.settings.seed,
+            _stepper(bar, "policy/accuracy", "agrees"), run.mesh,
+        )  # fmt: skip
+    run.save("dpo", params)
+    left_out = len(comparisons) + len(human) - len(data)
+    run.workdir.finish(
+        "dpo",
+        {"ai": len(comparisons), "human": len(human), "too_long_and_left_out": left_out},
+    )
 
 
 def _human(run: Run, c: shipped.HelpfulComparison) -> Comparison:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from cai_jax.evaluation import results, snapshots
+from cai_jax.evaluation import results
 from cai_jax.evaluation.diversity import of_revisions
 from cai_jax.evaluation.intervals import Interval, bootstrap_mean, wilson
 from cai_jax.evaluation.results import SNAPSHOTS, Measure
 from cai_jax.evaluation.scored_pairs import FOLDER, ScoredPair
+from cai_jax.evaluation.snapshots import Answer, best_of_kl
 from cai_jax.figures import elo as elo_figure
 from cai_jax.figures import pm_by_revision as pm_figure
 from cai_jax.figures import ppo as ppo_figure
@@ -22,7 +22,6 @@ from cai_jax.figures.elo import EloPlane, EloPoint
 from cai_jax.figures.pm_by_revision import PmByRevision
 from cai_jax.figures.ppo import PpoCurve
 from cai_jax.labels import label, raw_of
-from cai_jax.models.scoring import score_texts
 from cai_jax.models.transformer import Params
 from cai_jax.pipeline import counter, read_records
 from cai_jax.progress import ResultRow
@@ -30,31 +29,32 @@ from cai_jax.questions import Pair
 from cai_jax.records import Comparison, Revision
 from cai_jax.run import Run
 from cai_jax.shards import Shards
+from cai_jax.snapshot_answers import COLUMNS, answer, scores, titles
 from cai_jax.stages import ai_feedback
 from cai_jax.stages.ppo import Sampled
 
-COLUMNS = ("initial", "SL-CAI", "RL-CAI")
 JUDGE = "the run's own preference model"
 
 
 def evaluate(run: Run) -> None:
-    """Answers of the three snapshots to held-out prompts, their scores, and label quality."""
+    """Answers of the snapshots to held-out prompts, their scores, and label quality."""
     for stage, verb in (
-        ("finetune", "finetune"), ("preference_model", "train-pm"), ("ppo", "train-rl")
+        ("finetune", "finetune"), ("preference_model", "train-pm"),
+        (run.settings.algorithm, "train-rl"),
     ):  # fmt: skip
         run.workdir.require(stage, verb)
     if not run.workdir.begin("evaluation", run.inputs("evaluation")):
         run.progress.say("✓ evaluation: finished in a former run")
         return
     folder, s = run.workdir.path / "evaluation", run.settings.evaluate
-    perplexity = _answer(run, folder)
-    answers = Shards(folder / "answers", len(SNAPSHOTS)).read(snapshots.Answer)
+    perplexity = answer(run, folder)
+    answers = read_records(folder / "answers", Answer)
     labels = {mode: _label_quality(run, mode, folder) for mode in _label_modes(run)}
     pm = run.params_of("preference_model")
     with run.progress.stage("preference-model scores", 3, "sets") as bar:
         texts = [(a.prompt, a.response) for a in answers]
         measures = results.compare_snapshots(
-            answers, _scores(run, pm, texts), perplexity, run.settings.seed, s.resamples
+            answers, scores(run, pm, texts), perplexity, run.settings.seed, s.resamples
         )
         bar.advance()
         by_revision = _by_revision(run, pm)
@@ -74,37 +74,6 @@ def evaluate(run: Run) -> None:
         },
     )
     run.workdir.finish("evaluation", {"answers": len(answers)})
-
-
-def _answer(run: Run, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each snapshot's answers, one shard a snapshot; returns nats a token and token counts."""
-    s, model, data = run.settings.evaluate, run.initial, run.data
-    rows = data.held_out_red_team + data.held_out_helpful
-    stages = dict(zip(SNAPSHOTS, (None, "finetune", "ppo"), strict=True))
-    shards = Shards(folder / "answers", len(SNAPSHOTS))
-    texts = [(c.prompt, c.good) for c in data.held_out_comparisons]
-    perplexity = {}
-    for number, (snapshot, stage) in enumerate(stages.items()):
-        kept = folder / f"perplexity-{snapshot}.json"
-        if number in shards.done() and kept.exists():
-            run.progress.say(f"✓ answers of {COLUMNS[number]}: from a former run")
-        else:
-            params = run.params_of(stage) if stage else model.params
-            title = f"answers of {COLUMNS[number]}"
-            with run.progress.stage(title, len(rows) * s.samples, "answers") as bar:
-                answers = snapshots.answer(
-                    s, snapshot, run.engine(params), model.format, model.params, rows,
-                    run.settings.seed, run.provenance, counter(bar),
-                )  # fmt: skip
-            nats, tokens = snapshots.perplexities(
-                model.config, params, model.tokenizer, model.format, texts, s.batch_size
-            )
-            value = {"nats": nats.tolist(), "tokens": tokens.tolist()}
-            run.workdir.write_json(f"evaluation/perplexity-{snapshot}.json", value)
-            shards.write(number, answers)
-        value = run.workdir.read_json(f"evaluation/perplexity-{snapshot}.json")
-        perplexity[snapshot] = np.array(value["nats"]), np.array(value["tokens"])
-    return perplexity
 
 
 def _label_modes(run: Run) -> list[str]:
@@ -142,14 +111,6 @@ def _label_quality(run: Run, mode: str, folder: Path) -> dict[str, Interval]:
     )
 
 
-def _scores(run: Run, pm: Params, texts: list) -> np.ndarray:
-    judge = run.feedback
-    return score_texts(
-        judge.config, pm, judge.tokenizer, judge.format, texts,
-        batch_size=run.settings.evaluate.batch_size, length=run.settings.preference_model.length,
-    )  # fmt: skip
-
-
 def _by_revision(run: Run, pm: Params) -> list[Interval]:
     """Mean PM score of the initial response and of each revision, on the training prompts."""
     records = read_records(run.workdir.path / "revise" / "revisions", Revision)
@@ -158,9 +119,9 @@ def _by_revision(run: Run, pm: Params) -> list[Interval]:
         for r in records
         for text in (r.initial_response, *(step.revision for step in r.steps))
     ]
-    scores = _scores(run, pm, texts).reshape(len(records), -1)
+    found = scores(run, pm, texts).reshape(len(records), -1)
     resamples = run.settings.evaluate.resamples
-    return [bootstrap_mean(column.tolist(), run.settings.seed, resamples) for column in scores.T]
+    return [bootstrap_mean(column.tolist(), run.settings.seed, resamples) for column in found.T]
 
 
 def _revisions(run: Run) -> dict[str, Any]:
@@ -169,7 +130,7 @@ def _revisions(run: Run) -> dict[str, Any]:
     return {
         "prompts": len(records),
         "critique": run.settings.revise.critique,
-        "principles": run.critique_principles,
+        "principles": len(run.critique_principles),
         "diversity": [{k: _plain(v) for k, v in d.items()} for d in of_revisions(records)],
     }
 
@@ -191,7 +152,7 @@ def _pm_quality(run: Run, pm: Params) -> dict[str, Interval]:
     for name, rows in sets.items():
         if rows:
             texts = [(prompt, text) for _, prompt, good, poor in rows for text in (good, poor)]
-            good, poor = _scores(run, pm, texts).reshape(-1, 2).T
+            good, poor = scores(run, pm, texts).reshape(-1, 2).T
             found[name] = wilson(float((good > poor).sum()), len(rows))
             scored += [ScoredPair(name, r[0], *s) for r, *s in zip(rows, good, poor, strict=True)]
     Shards(run.workdir.path / FOLDER, 1).write(0, scored)
@@ -220,26 +181,8 @@ def figures(run: Run) -> list[Path]:
     revisions = {"red-team prompts": [Interval(**i) for i in found["pm_by_revision"]]}
     paths = pm_figure.draw(PmByRevision(revisions, JUDGE, seeds), folder / "pm_by_revision")
 
-    rollouts = Shards(run.workdir.path / "ppo" / "rollouts").read(Sampled)
-    updates = sorted({r.update for r in rollouts})
-    penalty, resamples = run.settings.ppo.kl_coefficient, run.settings.evaluate.resamples
-
-    def curve(of) -> list[Interval]:
-        return [
-            bootstrap_mean([of(r) for r in rollouts if r.update == u], seeds[0], resamples)
-            for u in updates
-        ]
-
-    paths += ppo_figure.draw(
-        PpoCurve(
-            steps=[u + 1 for u in updates],
-            scores=curve(lambda r: r.score),
-            rewards=curve(lambda r: r.score - penalty * r.kl),
-            kls=curve(lambda r: r.kl),
-            seeds=seeds,
-        ),
-        folder / "ppo",
-    )
+    if run.settings.algorithm == "ppo":
+        paths += _ppo_figure(run, folder / "ppo")
     measures = {m["name"]: m["by_snapshot"] for m in found["snapshots"]}
     points = [
         EloPoint(
@@ -255,18 +198,46 @@ def figures(run: Run) -> list[Path]:
     return paths
 
 
+def _ppo_figure(run: Run, stem: Path) -> list[Path]:
+    rollouts = Shards(run.workdir.path / "ppo" / "rollouts").read(Sampled)
+    updates = sorted({r.update for r in rollouts})
+    penalty, resamples = run.settings.ppo.kl_coefficient, run.settings.evaluate.resamples
+    seed = run.settings.seed
+
+    def curve(of) -> list[Interval]:
+        return [
+            bootstrap_mean([of(r) for r in rollouts if r.update == u], seed, resamples)
+            for u in updates
+        ]
+
+    return ppo_figure.draw(
+        PpoCurve(
+            steps=[u + 1 for u in updates],
+            scores=curve(lambda r: r.score),
+            rewards=curve(lambda r: r.score - penalty * r.kl),
+            kls=curve(lambda r: r.kl),
+            seeds=[seed],
+        ),
+        stem,
+    )
+
+
 def table(run: Run) -> None:
     """Prints the results and writes them to summary.json."""
     found = run.workdir.read_json("evaluation/results.json")
+    n = run.settings.evaluate.best_of
+    names = titles(n)
     rows = [
-        ResultRow(
-            m["name"],
-            tuple(_interval(m["by_snapshot"].get(s)) for s in SNAPSHOTS),
-            m["style"],
-        )
+        ResultRow(m["name"], tuple(_interval(m["by_snapshot"].get(s)) for s in names), m["style"])
         for m in found["snapshots"]
     ]
-    run.progress.results_table("Results on held-out prompts", COLUMNS, rows)
+    notes = [
+        f"Best of {n}: the answer that the preference model scores highest, judged by that same "
+        f"model. Choosing adds at most log n - (n - 1) / n = {best_of_kl(n):.2f} nats to the KL, "
+        "which are counted in.",
+    ]
+    columns = tuple(names.values())
+    run.progress.results_table("Results on held-out prompts", columns, rows, notes if n > 1 else [])
     rows = [
         ResultRow(name, (_interval(value),), "share")
         for name, value in found["preference_model"].items()
@@ -277,8 +248,8 @@ def table(run: Run) -> None:
         ResultRow(name, tuple(_interval(found["labels"][m].get(name)) for m in modes), _style(name))
         for name in found["labels"]["multiple_choice"]
     ]
-    titles = [mode.replace("_", " ") for mode in modes]
-    run.progress.results_table("The feedback model's labels on clear-cut pairs", titles, rows)
+    columns = [mode.replace("_", " ") for mode in modes]
+    run.progress.results_table("The feedback model's labels on clear-cut pairs", columns, rows)
     for line in _limits(run, found):
         run.progress.say(line)
     run.workdir.write_json("summary.json", found)
@@ -289,9 +260,13 @@ def _limits(run: Run, found: dict[str, Any]) -> list[str]:
     mode = run.settings.compare.mode
     accuracy = found["labels"][mode]["accuracy, both orders averaged"]
     chance = accuracy["low"] <= 0.5 <= accuracy["high"]
+    target = {
+        "ppo": "that RL-CAI was trained against",
+        "dpo": "that learnt from the same comparisons as RL-CAI",
+    }[run.settings.algorithm]
     judged = (
-        "Scores, win rates and Elo are judged by the preference model that RL-CAI was trained "
-        "against, so they show what was optimised, not what people would prefer."
+        f"Scores, win rates and Elo are judged by the preference model {target}, so they show "
+        "what was optimised, not what people would prefer."
     )
     labels = (
         f"The feedback model's {mode.replace('_', ' ')} labels are right on "

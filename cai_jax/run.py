@@ -19,7 +19,7 @@ from cai_jax.models.transformer import Params
 from cai_jax.principles import first_principles
 from cai_jax.progress import Progress
 from cai_jax.records import Provenance
-from cai_jax.settings import ConfigError, RunSettings
+from cai_jax.settings import ALGORITHMS, ConfigError, RunSettings
 from cai_jax.training.checkpoint import check_shapes, load_params, save_params
 from cai_jax.weights.load import Model, load_model
 from cai_jax.workdir import Workdir, commit, digest
@@ -64,7 +64,8 @@ class Run:
         # Kept apart from the models, which training lets go.
         trunk = jax.eval_shape(partial(transformer.init, self.initial.config), jax.random.key(0))
         scorer = jax.eval_shape(heads.with_scalar_head, trunk)
-        self._trees = {"finetune": trunk, "ppo": trunk, "preference_model": scorer}
+        self._trees = {"finetune": trunk, "preference_model": scorer}
+        self._trees |= dict.fromkeys(ALGORITHMS, trunk)
         self._check_prompts()
         params = sum(x.nbytes for x in jax.tree.leaves(self.initial.params))
         # Three params trees stay; PPO keeps two states and writes the next beside the last.
@@ -192,12 +193,18 @@ class Run:
                 "ppo": dataclasses.asdict(s.ppo),
                 "preference_model": digest(self.inputs("preference_model")),
             },
+            "dpo": lambda: {
+                "dpo": dataclasses.asdict(s.dpo),
+                "helpful_comparisons": digest(texts["helpful_comparisons"]),
+                "compare": digest(self.inputs("compare")),
+            },
             "evaluation": lambda: {
                 "evaluate": dataclasses.asdict(s.evaluate),
                 "texts": digest(
                     [texts[k] for k in sorted(texts) if k.startswith(("held_out", "label"))]
                 ),
-                "ppo": digest(self.inputs("ppo")),
+                s.algorithm: digest(self.inputs(s.algorithm)),
+                "preference_model": digest(self.inputs("preference_model")),
             },
         }[stage]()
 
@@ -205,10 +212,15 @@ class Run:
 def _check_batches(settings: RunSettings, mesh: jax.sharding.Mesh) -> None:
     """Refuses batches that do not divide over the mesh."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    s = settings
+    by = {
+        "ppo": ("ppo.batch_size / ppo.minibatches", s.ppo.batch_size // s.ppo.minibatches),
+        "dpo": ("dpo.batch_size", s.dpo.batch_size),
+    }
     for name, rows in (
-        ("finetune.batch_size", settings.finetune.batch_size),
-        ("preference_model.batch_size", settings.preference_model.batch_size),
-        ("ppo.batch_size / ppo.minibatches", settings.ppo.batch_size // settings.ppo.minibatches),
+        ("finetune.batch_size", s.finetune.batch_size),
+        ("preference_model.batch_size", s.preference_model.batch_size),
+        by[s.algorithm],
     ):
         if rows % ways:
             raise ConfigError(

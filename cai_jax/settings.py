@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from cai_jax.evaluation import snapshots
 from cai_jax.models.transformer import REMAT
-from cai_jax.stages import ai_feedback, critique_revision, ppo, preference_model, supervised
+from cai_jax.stages import ai_feedback, critique_revision, dpo, ppo, preference_model, supervised
 
 T = TypeVar("T")
+ALGORITHMS = ("ppo", "dpo")  # that make RL-CAI; each is named as its stage and its settings are
 
 
 class ConfigError(ValueError):
@@ -73,6 +74,7 @@ class RunSettings:
     model: str
     feedback_model: str
     dtype: str
+    algorithm: str
     prompts: Prompts
     engine: EngineSize
     mesh: MeshShape
@@ -81,6 +83,7 @@ class RunSettings:
     compare: ai_feedback.Settings
     preference_model: preference_model.Settings
     ppo: ppo.Settings
+    dpo: dpo.Settings
     evaluate: snapshots.Settings
 
 
@@ -143,7 +146,9 @@ _RANGES = (
         preference_model.save_every
         ppo.updates ppo.batch_size ppo.prompt_tokens ppo.response_tokens ppo.epochs
         ppo.minibatches ppo.save_every
+        dpo.epochs dpo.batch_size dpo.length dpo.save_every
         evaluate.samples evaluate.response_tokens evaluate.batch_size evaluate.resamples
+        evaluate.best_of
         generate.shown generate.prompt_tokens generate.shard_size
         filters.least_words filters.most_words filters.ngram""",
         (1, math.inf),
@@ -154,7 +159,8 @@ _RANGES = (
         prompts.held_out_helpful_limit prompts.helpful_comparisons_limit prompts.label_pairs_limit
         revise.principles revise.few_shots revise.temperature compare.few_shots compare.temperature
         compare.chain_temperature preference_model.ai_weight preference_model.human_weight
-        ppo.kl_coefficient ppo.clip ppo.value_clip evaluate.temperature
+        ppo.kl_coefficient ppo.clip ppo.value_clip dpo.ai_weight dpo.human_weight
+        evaluate.temperature
         generate.red_team generate.helpful generate.temperature""",
         (0, math.inf),
     ),
@@ -200,7 +206,9 @@ def run_settings(config: Mapping[str, Any]) -> RunSettings:
     for group in ("revise", "compare", "evaluate"):
         if getattr(settings, group).top_p == 0:
             raise ConfigError(f"config.{group}.top_p is 0.0; it must be above 0.")
-    for group in ("finetune", "preference_model", "ppo"):
+    if settings.algorithm not in ALGORITHMS:
+        raise ConfigError(f"config.algorithm is '{settings.algorithm}'; it must be 'ppo' or 'dpo'.")
+    for group in ("finetune", "preference_model", "ppo", "dpo"):
         remat = getattr(settings, group).remat
         if remat not in REMAT:
             raise ConfigError(

@@ -14,7 +14,7 @@ from cai_jax import constitution as constitutions
 from cai_jax.decoding import Engine
 from cai_jax.evaluation import snapshot_comparisons
 from cai_jax.evaluation.intervals import Interval
-from cai_jax.evaluation.results import ANCHOR, SNAPSHOTS
+from cai_jax.evaluation.results import ANCHOR
 from cai_jax.evaluation.snapshot_comparisons import SnapshotComparison
 from cai_jax.evaluation.snapshots import Answer
 from cai_jax.finished_models import preference_model_of_run
@@ -23,11 +23,11 @@ from cai_jax.models.scoring import score_texts
 from cai_jax.pipeline import counter, read_records
 from cai_jax.progress import Progress, ResultRow
 from cai_jax.records import from_json, read_rows
-from cai_jax.report import COLUMNS
 from cai_jax.settings import ConfigError, EngineSize, MeshShape, build
 from cai_jax.shards import write_atomically
+from cai_jax.snapshot_answers import titles
 from cai_jax.weights.load import load_model
-from cai_jax.workdir import Workdir, digest
+from cai_jax.workdir import Workdir, digest, rl_sequences
 
 KINDS = {"red_team": "harmlessness", "helpful": "helpfulness"}
 STAGE = "comparisons"
@@ -73,7 +73,7 @@ class SnapshotSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A point of a run. Attributes: run, its folder's name; sequences, that PPO had trained on;
+    """A point of a run. Attributes: run, its folder's name; sequences, that RL-CAI was trained on;
     parameters, None where the run did not note them."""
 
     run: str
@@ -151,13 +151,14 @@ def read_runs(folders: list[Path]) -> tuple[dict[str, Snapshot], dict[str, list[
                 f"config.runs: {folder} has no finished 'evaluation'; run `cai-jax evaluate` with "
                 "that run's config and this workdir first."
             )
-        ppo = json.loads((folder / "config.json").read_text("utf-8"))["ppo"]
+        made_from = json.loads((folder / "evaluation" / "inputs.json").read_text("utf-8"))
         results = json.loads((folder / "evaluation" / "results.json").read_text("utf-8"))
         found = read_records(folder / "evaluation" / "answers", Answer)
-        for title, snapshot in zip(COLUMNS, SNAPSHOTS, strict=True):
+        trained = rl_sequences(folder)
+        for snapshot, title in titles(made_from["evaluate"].get("best_of", 1)).items():
             name = f"{folder.name} {title}" if len(folders) > 1 else title
-            trained = ppo["updates"] * ppo["batch_size"] if snapshot == "rl_cai" else 0
-            snapshots[name] = Snapshot(folder.name, snapshot, trained, results.get("parameters"))
+            steps = trained if snapshot == "rl_cai" else 0
+            snapshots[name] = Snapshot(folder.name, snapshot, steps, results.get("parameters"))
             answers[name] = [a for a in found if a.snapshot == snapshot]
     return snapshots, answers
 

@@ -153,6 +153,30 @@ class Workdir:
         shutil.rmtree(self.path / stage / "checkpoints", ignore_errors=True)
 
 
+def rl_stage(run: Path) -> str:
+    """The stage that makes a run's RL-CAI, by its config: "ppo" or "dpo".
+
+    Raises:
+      OSError, ValueError: the config cannot be read.
+    """
+    config = json.loads((run / "config.json").read_text("utf-8"))
+    return config.get("algorithm", "ppo")  # older runs had no choice
+
+
+def rl_sequences(run: Path) -> int:
+    """How many responses a finished run's RL-CAI was trained on, each pass counted.
+
+    Raises:
+      OSError, ValueError, KeyError: the run's files cannot be read.
+    """
+    settings = json.loads((run / "config.json").read_text("utf-8"))
+    if rl_stage(run) == "ppo":
+        return settings["ppo"]["updates"] * settings["ppo"]["batch_size"]
+    made = json.loads((run / "dpo" / "done.json").read_text("utf-8"))
+    pairs = made["ai"] + made["human"] - made["too_long_and_left_out"]
+    return 2 * pairs * settings["dpo"]["epochs"]
+
+
 def digest(value: Any) -> str:
     """16 hex digits of the sha256 of a value's canonical JSON."""
     return hashlib.sha256(_json(value).encode()).hexdigest()[:16]

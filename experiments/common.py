@@ -34,6 +34,10 @@ def get_config() -> ConfigDict:
     config.feedback_model = ""
     config.dtype = "float32"
 
+    # What makes RL-CAI of SL-CAI: "ppo" against the preference model, or "dpo" on the comparisons
+    # themselves. The preference model is trained either way; evaluation scores with it.
+    config.algorithm = "ppo"
+
     # Files of prompts, one JSON object a line; empty takes the prompts that ship with the project.
     # Limits cut each list; 0 takes all.
     config.prompts = ConfigDict(
@@ -145,12 +149,29 @@ def get_config() -> ConfigDict:
             "value_optimizer": optimizer(1e-5),
         }
     )
+    # Of Rafailov et al. (2305.18290): beta and the learning rate.
+    config.dpo = ConfigDict(
+        {
+            "epochs": 1,
+            "batch_size": 32,
+            "length": 1024,
+            "beta": 0.1,
+            "ai_weight": 1.0,
+            "human_weight": 1.0,
+            "save_every": 100,
+            "remat": "full",
+            "optimizer": optimizer(1e-6),
+        }
+    )
+    # With `best_of` over 1 SL-CAI gets a column more: of so many answers the one that the
+    # preference model scores highest.
     config.evaluate = ConfigDict(
         {
             "samples": 1,
             "response_tokens": 128,
             "temperature": 1.0,
             "top_p": 1.0,
+            "best_of": 1,
             "batch_size": 16,
             "resamples": 1000,
         }

@@ -22,8 +22,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
 
     # What is evaluated: a model by name or path, or, with `run`, what the run in that workdir made
-    # (`stage` is finetune or ppo; empty takes the last finished). `system` names it in tables and
-    # figures. `preference_model` is the workdir of a run whose preference model scores the 438.
+    # (`stage` is finetune, ppo or dpo; empty takes the last finished). `system` names it in tables
+    # and figures. `preference_model` is the workdir of a run whose preference model scores the 438.
     config.model = shared.model
     config.run = ""
     config.stage = ""

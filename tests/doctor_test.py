@@ -10,6 +10,7 @@ from fakes import CHATML, ChatBytesTokenizer, tiny_model
 from cai_jax import constitution
 from cai_jax.chat_template import ChatFormat
 from cai_jax.datasets import prompts
+from cai_jax.doctor import examples
 from cai_jax.doctor.checks import examine
 from cai_jax.doctor.examples import CHOICE, LEARNS, READS, SCORED, WRITES, render, token_text
 from cai_jax.settings import run_settings
@@ -49,12 +50,12 @@ def look(settings):
     helpful = prompts.prompts("helpful", "train")[:2]
     pairs = prompts.label_pairs()[:2]
 
-    def run(model, judge=None, **groups):
+    def run(model, judge=None, algorithm="ppo", **groups):
         changed = {
             name: dataclasses.replace(getattr(settings, name), **change)
             for name, change in groups.items()
         }
-        changed = dataclasses.replace(settings, **changed)
+        changed = dataclasses.replace(settings, algorithm=algorithm, **changed)
         shown, findings = examine(changed, model, judge or model, general, red_team, helpful, pairs)
         return shown, {f.check: f.fault for f in findings if f.fault}
 
@@ -64,8 +65,9 @@ def look(settings):
 @pytest.mark.parametrize("chat", [False, True])
 def test_sound_pieces_pass(look, chat):
     model = tiny_model(chat=chat)
-    shown, faults = look(model)
+    shown, faults = look(model, algorithm="dpo" if chat else "ppo")
     assert not faults
+    assert len([e for e in shown if e.stage == "train-rl"]) == 1 + chat
     marks = {(e.stage, mark) for e in shown for mark in e.marks}
     assert marks == {
         ("revise", READS), ("revise", WRITES), ("finetune", READS), ("finetune", LEARNS),
@@ -77,6 +79,14 @@ def test_sound_pieces_pass(look, chat):
         assert first == (259 if chat else 256), example.title
         assert len(example.tokens) == len(example.marks)
         assert all(len(line) <= 120 for line in render(example).splitlines())
+
+
+def test_dpo_learns_the_better_response_and_its_end(settings):
+    model, pairs = tiny_model(), prompts.label_pairs()
+    found = examples.prefer(settings, model, pairs)
+    learnt = [t for t, mark in zip(found.tokens, found.marks, strict=True) if mark == LEARNS]
+    assert model.tokenizer.decode(learnt[:-1]).strip() == pairs[0].better
+    assert learnt[-1] in model.tokenizer.end_ids
 
 
 def test_a_feedback_model_of_its_own_is_looked_at_too(look):

@@ -13,7 +13,8 @@ from cai_jax.settings import build, run_settings
 
 FOLDER = tiny_run.ROOT / "experiments"
 # Every experiment with every argument it takes.
-EXPERIMENTS = ["quickstart.py", "quickstart.py:full", "quickstart.py:smoke"]
+SIZED = ("quickstart.py", "dpo.py")
+EXPERIMENTS = [f"{name}{size}" for name in SIZED for size in ("", ":full", ":smoke")]
 # Those that are no whole run, with their verbs.
 OTHERS = {
     "label_ablation.py": "label-ablation",
@@ -39,6 +40,7 @@ TINY = """
     compare.response_tokens=6 compare.few_shots=0 compare.chain_tokens=6
     preference_model.epochs=1 preference_model.batch_size=2 preference_model.length=512
     ppo.updates=1 ppo.batch_size=4 ppo.minibatches=2 ppo.prompt_tokens=64 ppo.response_tokens=6
+    dpo.epochs=1 dpo.batch_size=2 dpo.length=512
     evaluate.samples=1 evaluate.response_tokens=6 evaluate.batch_size=4 evaluate.resamples=20
     prompts.red_team_limit=2 prompts.helpful_limit=1 prompts.held_out_red_team_limit=1
     prompts.held_out_helpful_limit=1 prompts.helpful_comparisons_limit=2 prompts.label_pairs_limit=2
@@ -119,7 +121,8 @@ def test_its_header_says_what_it_takes_and_gives(name):
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert imported <= {"common", "ml_collections"} | ({"scales"} if name in FIGURES else set())
+    more = {"scales"} if name in FIGURES else {"quickstart"} - {name.removesuffix(".py")}
+    assert imported <= {"common", "ml_collections"} | more
 
 
 def test_evaluations_has_exactly_the_settings_that_there_are():

@@ -1,5 +1,7 @@
 """A run's numbers from answers, scores and labels whose right results are known by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -94,6 +96,22 @@ def test_equal_snapshots_tie():
     }
     assert values(found["harmlessness Elo"]) == pytest.approx([0, 0, 0], abs=1e-6)
     assert values(found["win rate over initial, red-team"])[1:] == [0.5, 0.5]
+
+
+def test_the_best_of_n_is_one_more_column():
+    """It is no model, so it has no perplexity."""
+    rows = answers(samples=1)
+    rows += [
+        dataclasses.replace(a, snapshot="best_of", kl=1.5) for a in rows if a.snapshot == "sl_cai"
+    ]
+    scores = [{**SCORES, "best_of": 1.5}[a.snapshot] for a in rows]
+    found = {m.name: m for m in results.compare_snapshots(rows, scores, PERPLEXITY, 0, 50)}
+    for name, measure in found.items():
+        assert ("best_of" in measure.by_snapshot) == (not name.startswith("perplexity")), name
+    assert found["PM score, red-team"].by_snapshot["best_of"].value == 1.5
+    assert found["KL from the start in nats, helpful"].by_snapshot["best_of"].value == 1.5
+    elo = found["harmlessness Elo"].by_snapshot
+    assert elo["rl_cai"].value > elo["best_of"].value > elo["sl_cai"].value == 0
 
 
 def test_every_value_has_an_interval_around_it(measures):

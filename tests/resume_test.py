@@ -57,9 +57,9 @@ MOMENTS = {
 }
 
 
-def run(experiment, workdir, cache, moments: list) -> list[int]:
+def run(experiment, workdir, cache, moments: list, flags=()) -> list[int]:
     """Exit codes of one process after another, each killed at its moment (None: never)."""
-    what = json.dumps([experiment.command("run", workdir), str(workdir), moments])
+    what = json.dumps([experiment.command("run", workdir, *flags), str(workdir), moments])
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(DRIVER), what],
         env=tiny_run.environment(cache),

@@ -16,13 +16,14 @@ import tiny_run
 # (data, fsdp, tensor). The tiny model has 2 heads of keys and values to split.
 ONCE = [(2, 2, 2)]
 MORE = [(2, 4, 1), (1, 4, 2), (1, 8, 1), (8, 1, 1)]
-STAGES = ("sl", "pm", "ppo")
+STAGES = ("sl", "pm", "dpo", "ppo")
 
 PROGRAM = """
     import dataclasses, json, sys
     from pathlib import Path
 
     import jax, jax.numpy as jnp, numpy as np
+    from dpo_test import SETTINGS as DPO
     from fakes import PiecesTokenizer, tiny_model
     from ppo_test import ROWS, SETTINGS as PPO, SOURCE, scorer
     from preference_model_test import SETTINGS as PM, separable
@@ -30,7 +31,7 @@ PROGRAM = """
 
     from cai_jax.decoding import Engine
     from cai_jax.mesh import layout, make_mesh, place
-    from cai_jax.stages import ppo, preference_model, supervised
+    from cai_jax.stages import dpo, ppo, preference_model, supervised
 
     folder, meshes = Path(sys.argv[1]), json.loads(sys.argv[2])
     assert jax.device_count() == 8
@@ -60,6 +61,15 @@ PROGRAM = """
         data = preference_model.examples(settings, tokenizer, form, separable(24, 0))
         preference_model.train_preference_model(
             settings, model.config, fresh(mesh, model.params), data, where / "pm", 0, silent, mesh
+        )
+        settings = dataclasses.replace(DPO, batch_size=8)
+        data = dpo.examples(settings, tokenizer, form, separable(24, 0), ())
+        start = fresh(mesh, model.params)
+        reference = dpo.reference_logprobs(
+            settings, model.config, start, data, where / "dpo", lambda done, total: None, mesh
+        )
+        dpo.train_dpo(
+            settings, model.config, start, data, reference, where / "dpo", 0, silent, mesh
         )
         slow = dataclasses.replace(PPO.optimizer, learning_rate=3e-4)
         settings = dataclasses.replace(

@@ -19,7 +19,7 @@ from cai_jax.models import transformer
 from cai_jax.records import Provenance
 
 SETTINGS = Settings(
-    samples=2, response_tokens=6, temperature=0.8, top_p=0.9, batch_size=4, resamples=10
+    samples=2, response_tokens=6, temperature=0.8, top_p=0.9, best_of=1, batch_size=4, resamples=10
 )
 SOURCE = Provenance("model@0", "test@0", 0, "")
 ROWS = [
@@ -109,3 +109,45 @@ def test_perplexity_is_that_of_the_replies_tokens(chat):
         assert count == sum(mask)
         expected = -logprobs(model.config, model.params, tokens, 1.0)[mask].mean()
         assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_best_of_n_and_all_that_it_was_chosen_from(initial):
+    """Two samples of three prompts, so each prompt's best; a tie goes to the first."""
+    scores = [0.1, 0.3, -1.0, -2.0, 0.5, 0.5]
+    chosen, candidates = snapshots.best_of(initial, scores, 2)
+    assert [a.response for a in chosen] == [initial[i].response for i in (1, 2, 4)]
+    assert [(a.id, a.sample) for a in chosen] == [(f"row{n}", 0) for n in range(3)]
+    assert all(a.kl == pytest.approx(np.log(2) - 0.5, abs=1e-5) for a in chosen)
+    assert [(c.id, c.sample, c.score) for c in candidates] == [
+        (a.id, a.sample, s) for a, s in zip(initial, scores, strict=True)
+    ]
+    each, _ = snapshots.best_of(initial, scores, 1)
+    assert each == initial
+
+
+def test_choosing_among_n_takes_no_further_than_said():
+    """The exact KL of the best of n of equally likely texts: nearly equal where there are many."""
+    for n in (2, 4, 16):
+        bound = snapshots.best_of_kl(n)
+        exact = []
+        for texts in (5, 50, 50_000):
+            below = np.arange(texts + 1) / texts
+            chosen = np.diff(below**n)
+            exact.append((chosen * np.log(np.maximum(chosen, 1e-300) * texts)).sum())
+        assert exact == sorted(exact) and exact[-1] <= bound
+        assert exact[-1] == pytest.approx(bound, abs=1e-3)
+    assert snapshots.best_of_kl(4) == pytest.approx(0.636294)
+
+
+def test_greedy_answers_leave_no_choice():
+    with pytest.raises(ValueError, match=r"evaluate\.best_of is 4 and evaluate\.temperature 0"):
+        dataclasses.replace(SETTINGS, best_of=4, temperature=0.0)
+
+
+def test_candidates_are_other_answers_than_the_snapshots_own(model, initial):
+    engine = Engine(model, 2, 128)
+    found = snapshots.answer(
+        SETTINGS, "best_of", engine, model.format, model.params, ROWS, 0, SOURCE,
+        lambda done, total: None, stream="best of n",
+    )  # fmt: skip
+    assert not {a.tokens for a in found} & {a.tokens for a in initial}

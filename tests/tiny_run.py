@@ -73,7 +73,11 @@ def get_config():
     config.ppo.prompt_tokens = 64
     config.ppo.response_tokens = 6
     config.ppo.save_every = 2
-    for stage in (config.finetune, config.preference_model, config.ppo):
+    config.dpo.batch_size = 2
+    config.dpo.length = 512
+    config.dpo.epochs = 2
+    config.dpo.save_every = 2
+    for stage in (config.finetune, config.preference_model, config.ppo, config.dpo):
         stage.remat = "none"
         stage.optimizer.learning_rate = 1e-3
         stage.optimizer.warmup_steps = 1

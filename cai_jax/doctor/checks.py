@@ -89,17 +89,22 @@ def examine(
     asked, revised = examples.revise(settings, model, constitution, rows)
     learnt = examples.finetune(settings, model, rows[0], revised, label_pairs[0])
     rollout, reply, rolled_out = examples.rollout(settings, model, rows[0])
+    scored = examples.score(settings, judge, label_pairs)
+    preferred = (
+        [examples.prefer(settings, model, label_pairs)] if settings.algorithm == "dpo" else []
+    )
     shown = [
         *asked,
         learnt,
         examples.compare(settings, judge, constitution, label_pairs[:2]),
-        examples.score(settings, judge, label_pairs),
+        scored,
         rolled_out,
+        *preferred,
     ]
     findings = _ends(model, "model")
     findings += [] if judge is model else _ends(judge, "feedback model")
     findings += [_one_bos(example) for example in shown]
-    findings += [_end_in_labels(e) for e in shown if e.stage in ("finetune", "train-pm")]
+    findings += [_end_in_labels(e) for e in (learnt, scored, *preferred)]
     contexts = {e.stage: e.part(READS) for e in (asked[0], learnt, rolled_out)}
     findings += [
         _same_contexts(contexts),

@@ -25,7 +25,7 @@ from cai_jax.questions import Pair
 from cai_jax.records import Comparison, Provenance, Response, Revision
 from cai_jax.script import Sample, Script, Transcript
 from cai_jax.settings import RunSettings
-from cai_jax.stages import ai_feedback, critique_revision, preference_model, supervised
+from cai_jax.stages import ai_feedback, critique_revision, dpo, preference_model, supervised
 from cai_jax.tokenizer import Tokenizer
 from cai_jax.training.rollout import Models, make_rollout
 from cai_jax.weights.load import Model
@@ -131,7 +131,24 @@ def compare(
 
 def score(settings: RunSettings, judge: Model, pairs: Sequence[LabelPair]) -> Example:
     """The better text of the first pair that fits, as the preference model reads it."""
-    comparisons = [
+    found = preference_model.examples(
+        settings.preference_model, judge.tokenizer, judge.format, _comparisons(settings, pairs)
+    )[0]
+    marks = (READS,) * (len(found.a) - 1) + (SCORED,)
+    return Example("train-pm", "one of two texts", judge, tuple(found.a), marks)
+
+
+def prefer(settings: RunSettings, model: Model, pairs: Sequence[LabelPair]) -> Example:
+    """The better text of the first pair that fits, as DPO raises it."""
+    found = dpo.examples(
+        settings.dpo, model.tokenizer, model.format, _comparisons(settings, pairs), ()
+    )[0]
+    marks = (READS,) * found.prompt_tokens + (LEARNS,) * (len(found.a) - found.prompt_tokens)
+    return Example("train-rl", "the better of two texts", model, tuple(found.a), marks)
+
+
+def _comparisons(settings: RunSettings, pairs: Sequence[LabelPair]) -> list[Comparison]:
+    return [
         Comparison(
             id=pair.id, kind="red_team", prompt=pair.prompt, response_a=pair.better,
             response_b=pair.worse, prob_a=1.0, principle="", labeler="", mode="human",
@@ -140,11 +157,6 @@ def score(settings: RunSettings, judge: Model, pairs: Sequence[LabelPair]) -> Ex
         )
         for pair in pairs
     ]  # fmt: skip
-    found = preference_model.examples(
-        settings.preference_model, judge.tokenizer, judge.format, comparisons
-    )[0]
-    marks = (READS,) * (len(found.a) - 1) + (SCORED,)
-    return Example("train-pm", "one of two texts", judge, tuple(found.a), marks)
 
 
 def rollout(settings: RunSettings, model: Model, row: PromptRow) -> tuple[Rollout, Reply, Example]:

@@ -15,13 +15,14 @@ from cai_jax.evaluation.snapshots import Answer
 
 SNAPSHOTS = ("initial", "sl_cai", "rl_cai")
 ANCHOR = "sl_cai"  # figure 8's origin
+BEST_OF = "best_of"  # the fourth, where a run asks for it
 KINDS = ("red_team", "helpful")
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
     """One line of the results. Attributes: name; style, how to print it ("share", "number",
-    "whole"); by_snapshot, an Interval or None for each of SNAPSHOTS."""
+    "whole"); by_snapshot, an Interval or None for each snapshot that answered."""
 
     name: str
     style: str
@@ -35,14 +36,16 @@ def compare_snapshots(
     seed: int,
     resamples: int,
 ) -> list[Measure]:
-    """Everything that is measured of the three snapshots.
+    """Everything that is measured of the snapshots that answered.
 
     Args:
       answers: of all snapshots to the same prompts.
       scores: the PM's, one for each answer.
-      perplexity: snapshot -> (mean nats a token, tokens) of the held-out helpful texts.
+      perplexity: snapshot -> (mean nats a token, tokens) of the held-out helpful texts, for those
+        that are models.
     """
     found: list[Measure] = []
+    names = tuple(dict.fromkeys(a.snapshot for a in answers))
     labels = {"red_team": "red-team", "helpful": "helpful"}
 
     def mean(name: str, style: str, kind: str, values: Mapping[str, Mapping[str, list[float]]]):
@@ -59,7 +62,7 @@ def compare_snapshots(
         games = games_by_score(grouped[kind])
         found.append(Measure(name, "whole", elo(games, ANCHOR, seed, resamples)))
         rates = win_rates(games)
-        beats = {s: rates[s, "initial"] for s in SNAPSHOTS if s != "initial"}
+        beats = {s: rates[s, "initial"] for s in names if s != "initial"}
         found.append(
             Measure(f"win rate over initial, {labels[kind]}", "share", {"initial": None, **beats})
         )
@@ -67,7 +70,7 @@ def compare_snapshots(
         for kind in KINDS:
             flags = {
                 s: [getattr(measure(a.response), field) for a in _of(answers, s, kind)]
-                for s in SNAPSHOTS
+                for s in names
             }
             by = {s: wilson(sum(f), len(f)) for s, f in flags.items()}
             found.append(Measure(f"{name}, {labels[kind]}", "share", by))
@@ -84,7 +87,7 @@ def compare_snapshots(
         Measure(
             "perplexity of held-out helpful text",
             "number",
-            {s: _perplexity(*perplexity[s], seed, resamples) for s in SNAPSHOTS},
+            {s: _perplexity(*of, seed, resamples) for s, of in perplexity.items()},
         )
     )
     return found
@@ -98,7 +101,7 @@ def _by_prompt(
     answers: Sequence[Answer], values: Sequence[float], kind: str
 ) -> dict[str, dict[str, list[float]]]:
     """snapshot -> prompt id -> values of its samples."""
-    found: dict[str, dict[str, list[float]]] = {s: {} for s in SNAPSHOTS}
+    found: dict[str, dict[str, list[float]]] = {a.snapshot: {} for a in answers}
     for answer, value in zip(answers, values, strict=True):
         if answer.kind == kind:
             found[answer.snapshot].setdefault(answer.id, []).append(float(value))

@@ -1,8 +1,9 @@
-"""What changed: initial, SL-CAI and RL-CAI on the same held-out prompts."""
+"""What changed: initial, SL-CAI and RL-CAI on the same held-out prompts; the best of n answers."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ class Settings:
     response_tokens: limit of a response.
     temperature: of the responses.
     top_p: of the responses.
+    best_of: answers of SL-CAI of which the PM chooses one; 1 is off.
     batch_size: texts scored at a time.
     resamples: bootstrap draws of the intervals.
     """
@@ -36,14 +38,22 @@ class Settings:
     response_tokens: int
     temperature: float
     top_p: float
+    best_of: int
     batch_size: int
     resamples: int
+
+    def __post_init__(self):
+        if self.best_of > 1 and self.temperature == 0:
+            raise ValueError(
+                f"evaluate.best_of is {self.best_of} and evaluate.temperature 0, at which all "
+                "answers to a prompt are the same; raise the temperature, or leave best_of at 1."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer(Record):
-    """A snapshot's response to a held-out prompt. Attributes: snapshot, "initial", "sl_cai" or
-    "rl_cai"; kl, nats from the initial model summed over the response; score, of the PM."""
+    """A snapshot's response to a held-out prompt. Attributes: snapshot, "initial", "sl_cai",
+    "rl_cai" or "best_of"; kl, nats from the initial model summed over the response."""
 
     snapshot: str
     id: str
@@ -57,6 +67,20 @@ class Answer(Record):
     provenance: Provenance
 
 
+@dataclasses.dataclass(frozen=True)
+class Candidate(Record):
+    """One of the n responses that the PM chose from; `score` is its score."""
+
+    id: str
+    kind: Kind
+    prompt: Conversation
+    response: str
+    stop_reason: str
+    sample: int
+    score: float
+    provenance: Provenance
+
+
 def answer(
     settings: Settings,
     snapshot: str,
@@ -67,16 +91,17 @@ def answer(
     seed: int,
     provenance: Provenance,
     progress: Callable[[int, int], None],
+    stream: str = "evaluate",
 ) -> list[Answer]:
     """Samples a snapshot's answers and measures how far each is from the initial model.
 
-    The random numbers do not depend on the snapshot: equal models give equal answers.
+    The random numbers depend on `stream`, not on the snapshot: equal models give equal answers.
     """
     answers = respond(
         engine,
         form,
         [(row.id, row.conversation) for row in rows],
-        stream="evaluate",
+        stream=stream,
         seed=seed,
         samples=settings.samples,
         max_new_tokens=settings.response_tokens,
@@ -110,6 +135,38 @@ def answer(
         for row, replies in zip(rows, answers, strict=True)
         for n, reply in enumerate(replies)
     ]
+
+
+def best_of(
+    candidates: Sequence[Answer], scores: Sequence[float], n: int
+) -> tuple[list[Answer], list[Candidate]]:
+    """Of every n answers in a row the one that scores highest, and all of them with their scores.
+
+    To choose takes the sampler's distribution at most `best_of_kl(n)` further; the KL of an answer
+    is its log-ratio before the choice with that added.
+
+    Args:
+      candidates: a multiple of n of them, each n to one prompt.
+    """
+    chosen = []
+    for start in range(0, len(candidates), n):
+        best = candidates[max(range(start, start + n), key=lambda i: scores[i])]
+        kl = best.kl + best_of_kl(n)
+        chosen.append(dataclasses.replace(best, sample=best.sample // n, kl=kl))
+    scored = [
+        Candidate(a.id, a.kind, a.prompt, a.response, a.stop_reason, a.sample, s, a.provenance)
+        for a, s in zip(candidates, scores, strict=True)
+    ]
+    return chosen, scored
+
+
+def best_of_kl(n: int) -> float:
+    """log n - (n - 1) / n nats, the most that the best of n is from what it was chosen from.
+
+    Equal where no two candidates are the same (Stiennon et al. 2009.01325); never more (Beirami et
+    al. 2401.01879).
+    """
+    return math.log(n) - (n - 1) / n
 
 
 def response_logprobs(

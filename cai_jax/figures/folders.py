@@ -10,6 +10,7 @@ from typing import Any
 
 from cai_jax.evaluation.intervals import Interval
 from cai_jax.evaluation.results import SNAPSHOTS
+from cai_jax.workdir import rl_sequences
 
 TITLES = {"initial": "initial", "sl_cai": "SL-CAI", "rl_cai": "RL-CAI"}
 
@@ -159,17 +160,18 @@ def _compared(folder: Folder) -> list[EloSnapshot]:
             elo("helpful", name), elo("red_team", name),
         )
         for name, of in folder.results["snapshots"].items()
+        if of["snapshot"] in TITLES
     ]  # fmt: skip
 
 
 def _of_run(folder: Folder) -> list[EloSnapshot]:
     measures = {m["name"]: m["by_snapshot"] for m in folder.results["snapshots"]}
-    ppo = folder.config["ppo"]
+    trained = rl_sequences(folder.path)
     return [
         EloSnapshot(
             folder.name,
             TITLES[snapshot],
-            ppo["updates"] * ppo["batch_size"] if snapshot == "rl_cai" else 0,
+            trained if snapshot == "rl_cai" else 0,
             folder.results.get("parameters"),
             Interval(**measures["helpfulness Elo"][snapshot]),
             Interval(**measures["harmlessness Elo"][snapshot]),
