@@ -75,10 +75,13 @@ def relabel(settings: RunSettings, workdir: Workdir, progress: Progress) -> None
         f"{sum(move > 0 for move in moves)} labels changed, by up to {max(moves, default=0):.3f}; "
         f"{turned} now prefer the other response"
     )
-    if (workdir.path / "preference_model" / "done.json").exists():
-        progress.say(
-            "  the preference model knows the old labels: `train-pm --force` makes it anew"
-        )
+    learnt = {
+        "preference_model": ("the preference model", "train-pm"),
+        "dpo": ("RL-CAI, by DPO,", "train-rl"),
+    }
+    for stage, (model, verb) in learnt.items():
+        if (workdir.path / stage / "done.json").exists():
+            progress.say(f"  {model} knows the old labels: `{verb} --force` makes it anew")
 
 
 def _check(then: dict[str, Any], now: dict[str, Any]) -> None:
