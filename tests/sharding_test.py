@@ -114,7 +114,10 @@ def test_a_mesh_gives_the_numbers_of_one_device(metrics, stage):
         for n, (a, b) in enumerate(zip(alone, metrics[mesh][stage], strict=True)):
             assert a.keys() == b.keys()
             # PPO's row describes the rollout and its last optimiser step, which is not the first.
-            for name in a.keys() - {"policy/ratio_error", "policy/first_ratio_error"}:
+            left_out = {"policy/ratio_error", "policy/first_ratio_error"}
+            # DPO begins with ties, which rounding breaks.
+            left_out |= {"policy/accuracy"} if n == 0 else set()
+            for name in a.keys() - left_out:
                 first = n == 0 and not name.startswith(("policy/", "value/"))
                 tolerance = 2e-5 if first else 1e-2
                 np.testing.assert_allclose(
