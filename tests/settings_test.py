@@ -75,7 +75,7 @@ def test_every_missing_key_is_named(common):
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("nosuch", 1, r"config\.nosuch is not a setting; known here: compare, constitution"),
+        ("nosuch", 1, r"config\.nosuch is not a setting; known here: algorithm, compare"),
         ("ppo.nosuch", 1, r"config\.ppo\.nosuch is not a setting; known here: batch_size"),
         ("ppo.optimizer.nosuch", 1, r"config\.ppo\.optimizer\.nosuch is not a setting"),
         ("ppo.updates", "x", r"config\.ppo\.updates is 'x'; it must be of type int"),
@@ -92,6 +92,11 @@ def test_every_missing_key_is_named(common):
         ("compare.mode", "guess", r"config\.compare.*mode is 'guess'"),
         ("finetune.revisions", "first", r"config\.finetune.*revisions is 'first'"),
         ("finetune.remat", "some", r"config\.finetune.*remat is 'some'"),
+        ("algorithm", "grpo", r"config\.algorithm is 'grpo'; it must be 'ppo' or 'dpo'"),
+        ("dpo.beta", 0.0, r"config\.dpo: dpo\.beta is 0\.0; it must be above 0"),
+        ("dpo.length", 0, r"config\.dpo\.length is 0; it must be at least 1"),
+        ("dpo.remat", "some", r"config\.dpo.*remat is 'some'"),
+        ("evaluate.best_of", 0, r"config\.evaluate\.best_of is 0; it must be at least 1"),
         ("ppo.remat", "some", r"config\.ppo.*remat is 'some'"),
         ("ppo.minibatches", 7, r"config\.ppo.*batch_size \(64\) is not a multiple"),
         ("ppo.updates", 0, r"config\.ppo\.updates is 0; it must be at least 1"),
