@@ -306,6 +306,28 @@ def test_dpo_equals_trl(beta):
     np.testing.assert_allclose(soft, np.mean(each), rtol=0, atol=1e-5)
 
 
+def test_dpo_gives_the_numbers_that_trl_gave():
+    """Of TRL 1.16.0, by `by_trl`: each pair's loss with A chosen, and with B chosen."""
+    a, b = jnp.array([-10.0, -7.5, -20.25]), jnp.array([-12.0, -7.0, -18.5])
+    ra, rb = jnp.array([-11.0, -7.0, -19.0]), jnp.array([-11.5, -9.0, -19.0])
+    p, ones = jnp.array([0.9, 0.4, 0.5]), jnp.ones(3)
+    for beta, chosen, other in (
+        (0.1, (0.620957077, 0.825939417, 0.784470439), (0.770957112, 0.575939417, 0.609470427)),
+        (0.5, (0.386871010, 1.501929045, 1.223444581), (1.136870980, 0.251929075, 0.348444581)),
+    ):
+        hard, _ = losses.dpo_loss(a, b, ra, rb, ones, ones, beta)
+        np.testing.assert_allclose(hard, np.mean(chosen), rtol=0, atol=1e-6)
+        soft, _ = losses.dpo_loss(a, b, ra, rb, p, ones, beta)
+        expected = np.mean(p * np.array(chosen) + (1 - p) * np.array(other))
+        np.testing.assert_allclose(soft, expected, rtol=0, atol=1e-6)
+    # At beta 0.5, A chosen: TRL's rewards -0.125 and 0.3333333, accuracy 1/3.
+    _, metrics = losses.dpo_loss(a, b, ra, rb, ones, ones, 0.5)
+    rewards = [float(metrics[f"policy/{name}_reward"]) for name in ("chosen", "rejected")]
+    assert rewards == pytest.approx([-0.125, 1 / 3], abs=1e-6)
+    assert metrics["policy/margin"] == pytest.approx(-0.4583333, abs=1e-6)
+    assert metrics["policy/accuracy"] == pytest.approx(1 / 3, abs=1e-6)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 def test_conservative_dpo_equals_tunix(monkeypatch, smoothing):
     """Tunix (in the extra "bench") has the conservative form, given the log-probabilities."""
