@@ -57,6 +57,8 @@ class UsageError(ValueError):
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit code, 2 where the user has something to mend."""
     if argv is None:
+        from cai_jax.memory import with_huge_pages
+
         with_huge_pages()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -100,6 +102,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         return _relabel([a for a in arguments if a != "--relabel"])
     config, workdir, force = parse(arguments)
     from cai_jax import pipeline, report
+    from cai_jax.memory import give_back
     from cai_jax.mesh import start_multihost
     from cai_jax.progress import Progress
     from cai_jax.run import Run
@@ -133,6 +136,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         run = Run(settings, Workdir(workdir, force), progress)
         for name in STAGES if verb == "run" else (verb,):
             verbs[name](run)
+            give_back()
         if verb in ("run", "evaluate"):
             report.table(run)
 
@@ -222,19 +226,6 @@ def _import_folders(file: Path) -> list[str]:
     above = file.resolve().parents
     shared = next((folder for folder in above if (folder / "common.py").is_file()), above[0])
     return list(dict.fromkeys((str(above[0]), str(shared))))
-
-
-def with_huge_pages() -> None:
-    """Starts this process anew with malloc on huge pages, where Linux offers them.
-
-    A step on CPU allocates gigabytes of temporaries; touched 4 kB at a time they cost a quarter of
-    its time. glibc reads the setting only when a process begins.
-    """
-    offered = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if "GLIBC_TUNABLES" in os.environ or not offered.exists() or "[never]" in offered.read_text():
-        return
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    os.execv(sys.executable, [sys.executable, "-m", "cai_jax.cli", *sys.argv[1:]])
 
 
 def keep_compiled_programs() -> None:
