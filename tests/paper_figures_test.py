@@ -204,7 +204,7 @@ def test_6_score_and_diversity_by_principles(drawn, tmp_path, capsys):
     other = a_run(tmp_path / "other", 9, principles=2, prompts=12)
     assert "of 12 and 24 prompts" in complaint(capsys, 6, other, runs[0])
     few = a_run(tmp_path / "small", 9, principles=2, diversity=[{}, {}, {}])
-    assert "fewer than three last revisions" in complaint(capsys, 6, few, runs[0])
+    assert "too few last revisions of two words" in complaint(capsys, 6, few, runs[0])
     old = json.loads((other / "evaluation" / "results.json").read_text())
     del old["revisions"]
     write(other, "evaluation/results.json", old)
