@@ -66,6 +66,18 @@ def test_a_run_leaves_its_preference_models_scores(finished, tiny_cache, tmp_pat
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
 
 
+def test_figures_of_revisions_made_otherwise(finished, tiny_cache, tmp_path, capsys):
+    experiment, workdir = finished
+    other = "--config.revise.critique=False", "--config.revise.principles=2"
+    ended = tiny_run.run_apart(experiment.command("run", tmp_path / "direct", *other), tiny_cache)
+    assert ended.returncode == 0, ended.stderr
+    for number in (5, 6, 7):
+        argv = ["figures", f"--figure={number}", f"--runs={workdir},{tmp_path / 'direct'}"]
+        assert tiny_run.run([*argv, f"--workdir={tmp_path}"], tiny_cache) == 0
+        drawn = capsys.readouterr().out.splitlines()
+        assert [Path(file).suffix for file in drawn] == [".csv", ".png", ".svg"]
+
+
 def test_one_run_by_its_preference_model(finished, tiny_cache, tmp_path):
     _, workdir = finished
     argv = command(tmp_path / "w", f"runs={workdir}", f"preference_model={workdir}")
