@@ -32,6 +32,8 @@ On its own, with the experiment of its name (experiments/label_ablation.py and s
   generate-prompts  sample new prompts from lists of others, filter them, write them for a run
   harmfulness       train a scorer of absolute harmfulness on rated red-team attempts, and score the
                     snapshots of runs (figure 10)
+  human-preferences train a preference model on people's comparisons alone and test it on others;
+                    it then judges runs: evaluate --config.preference_model=WORKDIR
 
 Before a run, without a workdir:
   doctor        show one example of every stage token by token, and check that all fits together
@@ -46,7 +48,7 @@ Without a config; each takes --help:
 """
 
 STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "figures")
-ALONE = ("label-ablation", "generate-prompts", "harmfulness")
+ALONE = ("label-ablation", "generate-prompts", "harmfulness", "human-preferences")
 TOOLS = ("chat", "fetch", "data", "constitution", "import-weights", "export-weights")
 
 
@@ -154,7 +156,12 @@ def _relabel(arguments: list[str]) -> None:
 
 def _alone(verb: str, arguments: list[str]) -> None:
     config, workdir, force = parse(arguments)
-    from cai_jax import generate_prompts, harmfulness_scores, label_ablation
+    from cai_jax import (
+        generate_prompts,
+        harmfulness_scores,
+        human_preferences,
+        label_ablation,
+    )
     from cai_jax.mesh import start_multihost
     from cai_jax.progress import Progress
     from cai_jax.workdir import Workdir
@@ -163,6 +170,7 @@ def _alone(verb: str, arguments: list[str]) -> None:
         "label-ablation": label_ablation.run,
         "generate-prompts": generate_prompts.run,
         "harmfulness": harmfulness_scores.run,
+        "human-preferences": human_preferences.run,
     }
     keep_compiled_programs()
     start_multihost()

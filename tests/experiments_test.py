@@ -21,6 +21,7 @@ OTHERS = {
     "evaluations.py": "evaluate",
     "snapshots.py": "evaluate",
     "harmfulness.py": "harmfulness",
+    "human_preferences.py": "human-preferences",
 }
 FIGURES = {
     **{f"figures/fig{n}.py": "run" for n in (2, 3, 5, 8)},
@@ -129,7 +130,12 @@ def test_evaluations_has_exactly_the_settings_that_there_are():
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *OTHERS, *FIGURES])
 def test_what_it_names_exists(name):
     found = config(name)
-    if name in ("generate_prompts.py", "harmfulness.py", "figures/fig10.py"):
+    if name in (
+        "generate_prompts.py",
+        "human_preferences.py",
+        "harmfulness.py",
+        "figures/fig10.py",
+    ):
         assert "constitution" not in found
         return
     assert (tiny_run.ROOT / found["constitution"]).is_file()

@@ -25,7 +25,7 @@ FLOORS = {
     5: "stages evaluation",
     6: """figures progress settings memory workdir run report plan doctor finished_models tools
           pipeline relabel label_ablation generate_prompts evaluation_settings evaluations
-          snapshot_evaluation harmfulness_settings harmfulness_scores cli""",
+          snapshot_evaluation harmfulness_settings harmfulness_scores human_preferences cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 

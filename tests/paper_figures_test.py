@@ -80,7 +80,7 @@ def an_evaluation(folder: Path, parameters: int, right: int = 3) -> Path:
     return folder
 
 
-def a_comparison(folder: Path) -> Path:
+def a_comparison(folder: Path, **more) -> Path:
     """What a comparison of two runs' snapshots leaves."""
     noted(folder, runs="a,b", judge="judge")
     of = {
@@ -91,7 +91,16 @@ def a_comparison(folder: Path) -> Path:
     elo = {name: interval(10.0 * k) for k, name in enumerate(of)}
     standings = {kind: {"elo": elo, "win_rates": {}} for kind in ("red_team", "helpful")}
     results = {"judge": "judge@1", "anchor": "a sl_cai", "hard": True, "snapshots": of}
-    write(folder, "results.json", {**results, "standings": standings})
+    write(folder, "results.json", {**results, "standings": standings, **more})
+    return folder
+
+
+def a_preference_model(folder: Path) -> Path:
+    """What `human-preferences` leaves."""
+    noted(folder)
+    write(folder, "results.json", {"held_out": {}})
+    pairs = [ScoredPair("held-out", f"pair{n}", 1.0, 0.0) for n in range(8)]
+    Shards(folder / "evaluation" / "scored_pairs", 1).write(0, pairs)
     return folder
 
 
@@ -194,6 +203,23 @@ def test_5_scores_start_at_zero(drawn, tmp_path):
     assert next((r["low"], r["n"]) for r in rows if r["source"] == "ours") == ("-5.0", "24")
 
 
+def test_5_all_runs_by_one_preference_model(drawn, tmp_path, capsys):
+    scores = {
+        run: [{"score": interval(start + k), "over_initial": None} for k in range(3)]
+        for run, start in (("a", 1.0), ("b", 2.0))
+    }
+    folder = a_comparison(tmp_path / "compared", pm_by_revision=scores)
+    rows, caption = drawn(5, folder)
+    # One constant off both: the initial score of b, the larger.
+    assert ours(rows, series="b, 2K") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert ours(rows, series="a, 1K") == [(0, -1.0), (1, 0.0), (2, 1.0)]
+    assert "revisions by judge@1" in caption and "own preference model" not in caption
+    said = complaint(capsys, 5, a_comparison(tmp_path / "by_people", pm_by_revision={}))
+    assert "by_people holds no scores of revisions" in said
+    said = complaint(capsys, 5, folder, a_run(tmp_path / "run", 9))
+    assert "name the one kind or the other" in said
+
+
 def test_6_score_and_diversity_by_principles(drawn, tmp_path, capsys):
     runs = [a_run(tmp_path / "many", 9, principles=4), a_run(tmp_path / "few", 9, principles=1)]
     rows, _ = drawn(6, *runs)
@@ -275,6 +301,14 @@ def test_calibration_of_the_preference_model(drawn, tmp_path):
     small, large = ours(rows, series="pairs")
     assert small == (pytest.approx(3.5 / 8), 3.5 / 8) and large == (pytest.approx(11.5 / 8), 0.5)
     assert "1 / (1 + exp(-difference))" in caption and "calibration error: pairs 0." in caption
+
+
+def test_calibration_of_a_preference_model_of_people(drawn, tmp_path, capsys):
+    folder = a_preference_model(tmp_path / "pm")
+    rows, caption = drawn("calibration", folder)
+    assert ours(rows, series="held-out") == [(1.0, 1.0)]
+    assert "a smaller preference model" in caption and "Models: small." in caption
+    assert "none of" in complaint(capsys, 2, folder)
 
 
 def test_calibration_on_the_438(drawn, tmp_path):
