@@ -169,7 +169,7 @@ def _revisions(run: Run) -> dict[str, Any]:
     return {
         "prompts": len(records),
         "critique": run.settings.revise.critique,
-        "principles": run.critique_principles,
+        "principles": len(run.critique_principles),
         "diversity": [{k: _plain(v) for k, v in d.items()} for d in of_revisions(records)],
     }
 
