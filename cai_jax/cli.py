@@ -23,7 +23,7 @@ A whole run, or one stage of it; each continues where a former run stopped:
                 with experiments/snapshots.py, the snapshots of several runs, by any judge
   figures       draw the figures again, from the records; with --figure=N --runs=DIR,DIR and no
                 --config, a figure of the paper from the records of runs and evaluations, or with
-                --figure=calibration the companion paper's, of the preference model
+                --figure=calibration or over-optimisation one of the companion paper's
   --force       with a stage whose settings changed: throw it away and make it again
   --relabel     with compare: make the labels again from the answers in the records, no model
 

@@ -38,7 +38,7 @@ from cai_jax.stages import absolute_harmfulness
 from cai_jax.stages.absolute_harmfulness import text_of, train_scorer
 from cai_jax.training.checkpoint import load_params, save_params
 from cai_jax.weights.load import load_model
-from cai_jax.workdir import Workdir, commit, digest
+from cai_jax.workdir import Workdir, commit, digest, ppo_updates
 
 SCORER = "scorer"
 STAGES = dict(zip(SNAPSHOTS, (None, "finetune", "ppo"), strict=True))
@@ -214,7 +214,7 @@ class Scores:
         model = model_of_run(run, stage, say)[0] if stage else start_of_run(run, say)
         made = Provenance(f"{model.name}@{model.fingerprint}", "", s.seed, commit())
         ppo = json.loads((run / "config.json").read_text("utf-8"))["ppo"]
-        sequences = ppo["updates"] * ppo["batch_size"] if snapshot == "rl_cai" else 0
+        sequences = ppo_updates(run) * ppo["batch_size"] if snapshot == "rl_cai" else 0
         asked = [(row.id, row.conversation) for row in self.prompts]
         memory = int(s.engine.memory_gb * 1e9) or None
         engine = Engine(model, s.engine.slots, s.engine.max_length, memory, s.engine.few_sizes)

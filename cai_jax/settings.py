@@ -155,6 +155,7 @@ _RANGES = (
         revise.principles revise.few_shots revise.temperature compare.few_shots compare.temperature
         compare.chain_temperature preference_model.ai_weight preference_model.human_weight
         ppo.kl_coefficient ppo.clip ppo.value_clip evaluate.temperature
+        ppo.stop_when_held_out_falls
         generate.red_team generate.helpful generate.temperature""",
         (0, math.inf),
     ),
@@ -206,5 +207,10 @@ def run_settings(config: Mapping[str, Any]) -> RunSettings:
             raise ConfigError(
                 f"config.{group}.remat is '{remat}'; it must be one of {', '.join(REMAT)}."
             )
+    if settings.ppo.stop_when_held_out_falls and not settings.preference_model.halves:
+        raise ConfigError(
+            f"config.ppo.stop_when_held_out_falls is {settings.ppo.stop_when_held_out_falls}, and "
+            "no held-out preference model is trained; set config.preference_model.halves=True too."
+        )
     check_machine(settings)
     return settings

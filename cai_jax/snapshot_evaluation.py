@@ -32,7 +32,7 @@ from cai_jax.report import COLUMNS
 from cai_jax.settings import ConfigError, EngineSize, MeshShape, build
 from cai_jax.shards import write_atomically
 from cai_jax.weights.load import Model, load_model
-from cai_jax.workdir import Workdir, digest
+from cai_jax.workdir import Workdir, digest, ppo_updates
 
 KINDS = {"red_team": "harmlessness", "helpful": "helpfulness"}
 STAGE = "comparisons"
@@ -192,7 +192,7 @@ def read_runs(folders: list[Path]) -> tuple[dict[str, Snapshot], dict[str, list[
         found = read_records(folder / "evaluation" / "answers", Answer)
         for title, snapshot in zip(COLUMNS, SNAPSHOTS, strict=True):
             name = f"{folder.name} {title}" if len(folders) > 1 else title
-            trained = ppo["updates"] * ppo["batch_size"] if snapshot == "rl_cai" else 0
+            trained = ppo_updates(folder) * ppo["batch_size"] if snapshot == "rl_cai" else 0
             snapshots[name] = Snapshot(folder.name, snapshot, trained, results.get("parameters"))
             answers[name] = [a for a in found if a.snapshot == snapshot]
     return snapshots, answers

@@ -169,6 +169,19 @@ def commit() -> str:
     return found.stdout.strip() if found.returncode == 0 else ""
 
 
+def ppo_updates(run: Path) -> int:
+    """Updates of a run's PPO: those asked for, or fewer where the held-out score stopped it.
+
+    Raises:
+      OSError, ValueError, KeyError: the run's files cannot be read.
+    """
+    done = run / "ppo" / "done.json"
+    found = json.loads(done.read_text("utf-8")) if done.exists() else {}
+    if "updates" in found:  # older runs did not say, and none was stopped
+        return found["updates"]
+    return json.loads((run / "config.json").read_text("utf-8"))["ppo"]["updates"]
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and code that a run's numbers belong to."""
     return {

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from cai_jax import cli
+from cai_jax.conversation import Conversation
+from cai_jax.evaluation.goodhart import Baseline
 from cai_jax.evaluation.harmfulness import Harmfulness
 from cai_jax.evaluation.multiple_choice import Choice
 from cai_jax.evaluation.scored_pairs import ScoredPair
@@ -14,6 +16,7 @@ from cai_jax.figures import paper_values, style
 from cai_jax.figures.command import FIGURES
 from cai_jax.records import Provenance
 from cai_jax.shards import Shards
+from cai_jax.training.rollout import Sampled
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "paper-figures.json"
 SOURCE = Provenance("model@0", "test@0", 0, "")
@@ -38,6 +41,7 @@ def a_run(
 ) -> Path:
     """What a finished run leaves, as far as figures read it."""
     noted(folder, ppo={"updates": 3, "batch_size": 4})
+    watched(folder)
     by = {"initial": interval(-20.0), "sl_cai": interval(0.0), "rl_cai": interval(30.0)}
     names = ("helpfulness Elo", "harmlessness Elo")
     results = {
@@ -59,6 +63,23 @@ def a_run(
     pairs = [ScoredPair("pairs", f"pair{n}", 0.5 + n / 8, 0.5 + (n % 2) * n / 4) for n in range(16)]
     Shards(folder / "evaluation" / "scored_pairs", 1).write(0, pairs)
     return folder
+
+
+def watched(folder: Path, phrase: str = "", updates: int = 3) -> None:
+    """Adds what PPO leaves with a held-out preference model: scores that part as KL grows."""
+    noted(folder, ppo={"updates": updates, "batch_size": 4, "stock_phrase": phrase})
+    prompt = Conversation().human("Hi")
+    start = [
+        Baseline(str(n), "helpful", prompt, "Hello.", "end", 1.0 + n, 5.0, SOURCE) for n in (0, 2)
+    ]
+    Shards(folder / "ppo" / "held_out_responses", 1).write(0, start)
+    for u in range(updates):
+        said = ["I can't help with that.", *["You are dear to us."] * u, *["Fine."] * (3 - u)]
+        rows = [
+            Sampled(u, f"{n}", "helpful", prompt, text, "end", 2.0 + u, u * u, SOURCE, 5.0 - u)
+            for n, text in enumerate(said[:4])
+        ]
+        Shards(folder / "ppo" / "rollouts").write(u, rows)
 
 
 def an_evaluation(folder: Path, parameters: int, right: int = 3) -> Path:
@@ -309,6 +330,45 @@ def test_calibration_of_a_preference_model_of_people(drawn, tmp_path, capsys):
     assert ours(rows, series="held-out") == [(1.0, 1.0)]
     assert "a smaller preference model" in caption and "Models: small." in caption
     assert "none of" in complaint(capsys, 2, folder)
+
+
+def test_over_optimisation(drawn, tmp_path):
+    rows, caption = drawn("over-optimisation", a_run(tmp_path / "one", 9))
+    # KL is the square of the update, a batch has four responses; the zeros are 2 and 5.
+    train, held_out = [0.0, 1.0, 2.0], [0.0, -1.0, -2.0]
+    for name, values in (("train PM", train), ("held-out PM", held_out)):
+        of = {"series": name}
+        assert ours(rows, panel="score by KL", **of) == list(zip(range(3), values, strict=True))
+        assert ours(rows, panel="score by samples", **of) == list(
+            zip((0, 4, 8), values, strict=True)
+        )
+    for panel, values in (
+        ("length", [2.0, 3.0, 4.0]), ("repetition", [0.0, 0.0, 0.0]),
+        ("refusals", [0.25, 0.25, 0.25]), ("stock phrase", [0.0, 0.25, 0.5]),
+    ):  # fmt: skip
+        assert ours(rows, panel=panel) == list(zip(range(3), values, strict=True))
+    assert "at the last point: 4.00 [4.00, 4.00]." in caption
+    assert 'Stock phrase: "are dear to us", which most responses of the last point' in caption
+    assert "its mean over 2 responses of SL-CAI" in caption and "; 12 samples to the" in caption
+
+
+def test_over_optimisation_of_two_runs_with_phrases_of_their_own(drawn, tmp_path):
+    one, two = a_run(tmp_path / "one", 9), a_run(tmp_path / "two", 9)
+    watched(two, "Can't HELP", updates=50)
+    rows, caption = drawn("over-optimisation", one, two)
+    assert len(ours(rows, panel="score by KL", series="two, train PM")) == 17  # 3 updates a point
+    last = ours(rows, panel="score by samples", series="two, held-out PM")[-1]
+    assert last == (4 * 48.5, pytest.approx(-48.5))
+    shares = ours(rows, panel="stock phrase", series="two, responses")
+    assert {y for _, y in shares} == {0.25}
+    assert 'one, "are dear to us", which most' in caption and 'two, "Can\'t HELP".' in caption
+
+
+def test_over_optimisation_without_a_held_out_model(capsys, tmp_path):
+    folder = a_run(tmp_path / "one", 9)
+    (folder / "ppo" / "held_out_responses" / "00000-of-00001.jsonl").unlink()
+    said = complaint(capsys, "over-optimisation", folder)
+    assert "with --config.preference_model.halves=True makes one" in said
 
 
 def test_calibration_on_the_438(drawn, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 from cai_jax.evaluation.intervals import Interval
 from cai_jax.evaluation.results import SNAPSHOTS
+from cai_jax.workdir import ppo_updates
 
 TITLES = {"initial": "initial", "sl_cai": "SL-CAI", "rl_cai": "RL-CAI"}
 
@@ -171,7 +172,7 @@ def _of_run(folder: Folder) -> list[EloSnapshot]:
         EloSnapshot(
             folder.name,
             TITLES[snapshot],
-            ppo["updates"] * ppo["batch_size"] if snapshot == "rl_cai" else 0,
+            ppo_updates(folder.path) * ppo["batch_size"] if snapshot == "rl_cai" else 0,
             folder.results.get("parameters"),
             Interval(**measures["helpfulness Elo"][snapshot]),
             Interval(**measures["harmlessness Elo"][snapshot]),
