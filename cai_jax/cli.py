@@ -24,7 +24,7 @@ A whole run, or one stage of it; each continues where a former run stopped:
                 with experiments/snapshots.py, the snapshots of several runs, by any judge
   figures       draw the figures again, from the records; with --figure=N --runs=DIR,DIR and no
                 --config, a figure of the paper from the records of runs and evaluations, or with
-                --figure=calibration the companion paper's, of the preference model
+                --figure=calibration or over-optimisation one of the companion paper's
   --force       with a stage whose settings changed: throw it away and make it again
   --relabel     with compare: make the labels again from the answers in the records, no model
 
@@ -33,6 +33,8 @@ On its own, with the experiment of its name (experiments/label_ablation.py and s
   generate-prompts  sample new prompts from lists of others, filter them, write them for a run
   harmfulness       train a scorer of absolute harmfulness on rated red-team attempts, and score the
                     snapshots of runs (figure 10)
+  human-preferences train a preference model on people's comparisons alone and test it on others;
+                    it then judges runs: evaluate --config.preference_model=WORKDIR
 
 Before a run, without a workdir:
   doctor        show one example of every stage token by token, and check that all fits together
@@ -47,7 +49,7 @@ Without a config; each takes --help:
 """
 
 STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "figures")
-ALONE = ("label-ablation", "generate-prompts", "harmfulness")
+ALONE = ("label-ablation", "generate-prompts", "harmfulness", "human-preferences")
 TOOLS = ("chat", "fetch", "data", "constitution", "import-weights", "export-weights")
 
 
@@ -58,6 +60,8 @@ class UsageError(ValueError):
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit code, 2 where the user has something to mend."""
     if argv is None:
+        from cai_jax.memory import with_huge_pages
+
         with_huge_pages()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -101,6 +105,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         return _relabel([a for a in arguments if a != "--relabel"])
     config, workdir, force = parse(arguments)
     from cai_jax import pipeline, report
+    from cai_jax.memory import give_back
     from cai_jax.mesh import start_multihost
     from cai_jax.progress import Progress
     from cai_jax.run import Run
@@ -134,6 +139,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         run = Run(settings, Workdir(workdir, force), progress)
         for name in STAGES if verb == "run" else (verb,):
             verbs[name](run)
+            give_back()
         if verb in ("run", "evaluate"):
             report.table(run)
 
@@ -151,7 +157,12 @@ def _relabel(arguments: list[str]) -> None:
 
 def _alone(verb: str, arguments: list[str]) -> None:
     config, workdir, force = parse(arguments)
-    from cai_jax import generate_prompts, harmfulness_scores, label_ablation
+    from cai_jax import (
+        generate_prompts,
+        harmfulness_scores,
+        human_preferences,
+        label_ablation,
+    )
     from cai_jax.mesh import start_multihost
     from cai_jax.progress import Progress
     from cai_jax.workdir import Workdir
@@ -160,6 +171,7 @@ def _alone(verb: str, arguments: list[str]) -> None:
         "label-ablation": label_ablation.run,
         "generate-prompts": generate_prompts.run,
         "harmfulness": harmfulness_scores.run,
+        "human-preferences": human_preferences.run,
     }
     keep_compiled_programs()
     start_multihost()
@@ -223,19 +235,6 @@ def _import_folders(file: Path) -> list[str]:
     above = file.resolve().parents
     shared = next((folder for folder in above if (folder / "common.py").is_file()), above[0])
     return list(dict.fromkeys((str(above[0]), str(shared))))
-
-
-def with_huge_pages() -> None:
-    """Starts this process anew with malloc on huge pages, where Linux offers them.
-
-    A step on CPU allocates gigabytes of temporaries; touched 4 kB at a time they cost a quarter of
-    its time. glibc reads the setting only when a process begins.
-    """
-    offered = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if "GLIBC_TUNABLES" in os.environ or not offered.exists() or "[never]" in offered.read_text():
-        return
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    os.execv(sys.executable, [sys.executable, "-m", "cai_jax.cli", *sys.argv[1:]])
 
 
 def keep_compiled_programs() -> None:

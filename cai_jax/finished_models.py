@@ -12,7 +12,7 @@ import jax
 from cai_jax.mesh import place
 from cai_jax.training.checkpoint import load_params
 from cai_jax.weights.load import Model, load_model
-from cai_jax.workdir import rl_stage
+from cai_jax.workdir import digest, rl_stage
 
 STAGES = ("ppo", "dpo", "finetune")  # that leave a language model, the last ones first
 
@@ -65,19 +65,29 @@ def start_of_run(workdir: Path, report: Callable[[str], None]) -> Model:
 def preference_model_of_run(
     workdir: Path, mesh: jax.sharding.Mesh | None, report: Callable[[str], None]
 ) -> Model:
-    """A run's preference model: the feedback model with the trained trunk and scalar head.
+    """The preference model of a run, or of people's comparisons alone (`human-preferences`).
+
+    That is the model it began with, the trained trunk and scalar head in it. The fingerprint is
+    that of what it was made from.
 
     Raises:
-      RunError: the folder is no run, is damaged, or its preference model is not finished.
+      RunError: the folder is neither, is damaged, or its preference model is not finished.
     """
-    if not (workdir / "preference_model" / "done.json").exists():
+    folder = workdir / "preference_model"
+    if not (folder / "done.json").exists():
         raise RunError(
-            f"{workdir} has no finished 'preference_model'; run `cai-jax train-pm` with it first."
+            f"{workdir} has no finished 'preference_model'; run `cai-jax train-pm`, or `cai-jax "
+            "human-preferences`, with it first."
         )
-    judge, start, dtype = _noted(workdir / "config.json", "feedback_model", "model", "dtype")
+    start, dtype = _noted(workdir / "config.json", "model", "dtype")
+    judge = json.loads((workdir / "config.json").read_text("utf-8")).get("feedback_model")
     model = load_model(judge or start, dtype, mesh, report)
-    params = place(load_params(workdir / "preference_model" / "params")[0], mesh)
-    return dataclasses.replace(model, params=params, name=f"preference model of {workdir}")
+    return dataclasses.replace(
+        model,
+        params=place(load_params(folder / "params")[0], mesh),
+        name=f"preference model of {workdir}",
+        fingerprint=digest([model.fingerprint, (folder / "inputs.json").read_text("utf-8")]),
+    )
 
 
 def _noted(config: Path, *keys: str) -> list[str]:

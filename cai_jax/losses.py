@@ -72,7 +72,7 @@ def squared_error(
 
     loss = sum_b w_b * (s_b - y_b)^2 / sum_b w_b
 
-    Reference: the absolute harmfulness score of Bai et al. 2212.08073, section 4.5 and Figure 10.
+    Reference: the absolute harmfulness score of Bai et al. 2212.08073, Figure 10.
 
     Args:
       score: float32[B].

@@ -5,16 +5,23 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cai_jax.datasets import prompts as shipped
+from cai_jax.decoding import Engine
+from cai_jax.evaluation import goodhart
+from cai_jax.evaluation.goodhart import HeldOut
 from cai_jax.evaluation.labels import of_comparisons
 from cai_jax.labels import label, raw_of
+from cai_jax.models.transformer import Params
 from cai_jax.progress import Stage
+from cai_jax.prompts import Format
 from cai_jax.records import Comparison, Response, Revision
-from cai_jax.run import Run
+from cai_jax.run import HELD_OUT, Run
 from cai_jax.shards import Shards
 from cai_jax.stages import ai_feedback, critique_revision, dpo, ppo, preference_model, supervised
+from cai_jax.training.metrics import MetricsLog
+from cai_jax.training.rollout import scored_length
 
 SHOWN_CHAINS = 3
 
@@ -96,25 +103,37 @@ def compare(run: Run) -> None:
 
 
 def train_pm(run: Run) -> None:
-    """The preference model, from AI harmlessness and human helpfulness comparisons."""
+    """The preference model, from AI harmlessness and human helpfulness comparisons.
+
+    With `halves` it learns from half of the prompts, and a second one from the others.
+    """
     run.workdir.require("compare", "compare")
-    folder, s = run.workdir.path / "preference_model", run.settings.preference_model
-    if not run.workdir.begin("preference_model", run.inputs("preference_model")):
-        return _skipped(run, "preference model")
+    _train_pm(run, "preference_model", "preference model", "train")
+    if run.settings.preference_model.halves:
+        _train_pm(run, HELD_OUT, "held-out preference model", "test")
+
+
+def _train_pm(run: Run, stage: str, name: str, which: Literal["train", "test"]) -> None:
+    folder, s = run.workdir.path / stage, run.settings.preference_model
+    if not run.workdir.begin(stage, run.inputs(stage)):
+        return _skipped(run, name)
     comparisons = read_records(run.workdir.path / "compare" / "comparisons", Comparison)
-    human = [_human(run, c) for c in run.data.helpful_comparisons]
+    comparisons += [_human(run, c) for c in run.data.helpful_comparisons]
+    if s.halves:
+        comparisons = preference_model.half(comparisons, which)
     model = run.feedback
-    data = preference_model.examples(s, model.tokenizer, model.format, comparisons + human)
-    with run.progress.stage("training the preference model", 0, "steps") as bar:
+    data = preference_model.examples(s, model.tokenizer, model.format, comparisons)
+    with run.progress.stage(f"training the {name}", 0, "steps") as bar:
         params = preference_model.train_preference_model(
             s, model.config, run.take(model), data, folder, run.settings.seed,
-            _stepper(bar, "pm/accuracy", "agrees"), run.mesh,
+            _stepper(bar, "pm/accuracy", "agrees"), run.mesh, name,
         )  # fmt: skip
-    run.save("preference_model", params)
-    left_out = len(comparisons) + len(human) - len(data)
+    run.save(stage, params)
+    human = sum(c.source == "human" for c in comparisons)
+    left_out = len(comparisons) - len(data)
     run.workdir.finish(
-        "preference_model",
-        {"ai": len(comparisons), "human": len(human), "too_long_and_left_out": left_out},
+        stage,
+        {"ai": len(comparisons) - human, "human": human, "too_long_and_left_out": left_out},
     )
 
 
@@ -138,14 +157,43 @@ def train_rl(run: Run) -> None:
         )
     run.take(run.initial)  # PPO holds four models of its own
     engine.params = None
+    pm = run.params_of("preference_model")
+    held_out = _held_out(run, engine, form, pm)
     with run.progress.stage("PPO", s.updates, "updates") as bar:
         params = ppo.train_ppo(
             s, engine, form, run.params_of("finetune"), run.params_of("finetune"),
-            run.params_of("preference_model"), rows, folder, run.settings.seed, run.provenance,
-            _stepper(bar, "objective/score", "score"), run.mesh,
+            pm, rows, folder, run.settings.seed, run.provenance,
+            _stepper(bar, "objective/score", "score"), run.mesh, held_out,
         )  # fmt: skip
     run.save("ppo", params)
-    run.workdir.finish("ppo", {"prompts": kept, "too_long_and_left_out": len(rows) - kept})
+    updates = len(MetricsLog(folder / "metrics.jsonl").rows())
+    if updates < s.updates:
+        run.progress.say(
+            f"PPO stopped after {updates} of {s.updates} updates: the held-out score of the last "
+            f"{s.stop_when_held_out_falls} is below that of the {s.stop_when_held_out_falls} before"
+        )
+    done = {"prompts": kept, "too_long_and_left_out": len(rows) - kept, "updates": updates}
+    run.workdir.finish("ppo", {**done, "stopped_as_held_out_fell": updates < s.updates})
+
+
+def _held_out(run: Run, engine: Engine, form: Format, pm: Params) -> HeldOut | None:
+    """The preference model of the other half, and the zeros of both; None without halves."""
+    if not run.settings.preference_model.halves:
+        return None
+    run.workdir.require(HELD_OUT, "train-pm")
+    s, data, params = run.settings.ppo, run.data, run.params_of(HELD_OUT)
+    shards = Shards(run.workdir.path / goodhart.FOLDER, 1)
+    if not shards.done():
+        rows = data.held_out_red_team + data.held_out_helpful
+        responses = goodhart.baseline(
+            engine, form, run.params_of("finetune"), (pm, params),
+            ppo.fitting(s, engine.tokenizer, form, rows),
+            response_tokens=s.response_tokens, temperature=s.temperature,
+            length=scored_length(s.prompt_tokens, s.response_tokens), batch_size=s.batch_size,
+            seed=run.settings.seed, provenance=run.provenance, mesh=run.mesh,
+        )  # fmt: skip
+        shards.write(0, responses)
+    return HeldOut(params, goodhart.zeros_of(shards.read(goodhart.Baseline)))
 
 
 def _train_dpo(run: Run) -> None:
@@ -157,11 +205,13 @@ def _train_dpo(run: Run) -> None:
         return _skipped(run, "DPO")
     records = run.workdir.path / "compare"
     comparisons = read_records(records / "comparisons", Comparison)
-    human = [_human(run, c) for c in run.data.helpful_comparisons]
+    comparisons += [_human(run, c) for c in run.data.helpful_comparisons]
+    if run.settings.preference_model.halves:  # the other half trains a model that only watches
+        comparisons = preference_model.half(comparisons, "train")
     responses = read_records(records / "responses", Response)
     cut_off = {(r.id, r.response) for r in responses if r.stop_reason == "length"}
     config, words = run.initial.config, (run.initial.tokenizer, run.initial.format)
-    data = dpo.examples(s, *words, comparisons + human, cut_off)
+    data = dpo.examples(s, *words, comparisons, cut_off)
     run.take(run.initial)  # SL-CAI alone is of use here
     params = run.params_of("finetune")
     with run.progress.stage("log-probabilities of SL-CAI", len(data), "pairs") as bar:
@@ -172,10 +222,11 @@ def _train_dpo(run: Run) -> None:
             _stepper(bar, "policy/accuracy", "agrees"), run.mesh,
         )  # fmt: skip
     run.save("dpo", params)
-    left_out = len(comparisons) + len(human) - len(data)
+    human = sum(c.source == "human" for c in comparisons)
+    left_out = len(comparisons) - len(data)
     run.workdir.finish(
         "dpo",
-        {"ai": len(comparisons), "human": len(human), "too_long_and_left_out": left_out},
+        {"ai": len(comparisons) - human, "human": human, "too_long_and_left_out": left_out},
     )
 
 

@@ -20,9 +20,12 @@ from cai_jax.principles import first_principles
 from cai_jax.progress import Progress
 from cai_jax.records import Provenance
 from cai_jax.settings import ALGORITHMS, ConfigError, RunSettings
+from cai_jax.stages.preference_model import half
 from cai_jax.training.checkpoint import check_shapes, load_params, save_params
 from cai_jax.weights.load import Model, load_model
 from cai_jax.workdir import Workdir, commit, digest
+
+HELD_OUT = "held_out_preference_model"  # a stage's folder, of a run with preference_model.halves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +67,15 @@ class Run:
         # Kept apart from the models, which training lets go.
         trunk = jax.eval_shape(partial(transformer.init, self.initial.config), jax.random.key(0))
         scorer = jax.eval_shape(heads.with_scalar_head, trunk)
-        self._trees = {"finetune": trunk, "preference_model": scorer}
+        self._trees = {"finetune": trunk, "preference_model": scorer, HELD_OUT: scorer}
         self._trees |= dict.fromkeys(ALGORITHMS, trunk)
         self._check_prompts()
+        if settings.preference_model.halves:
+            for which in ("train", "test"):
+                half([*self.data.red_team, *self.data.helpful_comparisons], which)
         params = sum(x.nbytes for x in jax.tree.leaves(self.initial.params))
         # Three params trees stay; PPO keeps two states and writes the next beside the last.
-        workdir.prepare(settings, 12 * params)
+        workdir.prepare(settings, (12 + settings.preference_model.halves) * params)
         self.provenance = Provenance(
             model=f"{self.initial.name}@{self.initial.fingerprint}",
             constitution=f"{self.constitution.name}@{self.constitution.hash}",
@@ -166,6 +172,7 @@ class Run:
         """What a stage is made from: its own settings and, hashed, all that went before."""
         s = self.settings
         texts = dataclasses.asdict(self.data)
+        held_out = digest([texts["held_out_red_team"], texts["held_out_helpful"]])
         common = {"seed": s.seed, "dtype": s.dtype, "constitution": self.constitution.hash}
         return {
             "revise": lambda: {
@@ -189,14 +196,17 @@ class Run:
                 "helpful_comparisons": digest(texts["helpful_comparisons"]),
                 "compare": digest(self.inputs("compare")),
             },
+            HELD_OUT: lambda: {**self.inputs("preference_model"), "half": "test"},
             "ppo": lambda: {
                 "ppo": dataclasses.asdict(s.ppo),
                 "preference_model": digest(self.inputs("preference_model")),
+                **({"held_out": held_out} if s.preference_model.halves else {}),
             },
             "dpo": lambda: {
                 "dpo": dataclasses.asdict(s.dpo),
                 "helpful_comparisons": digest(texts["helpful_comparisons"]),
                 "compare": digest(self.inputs("compare")),
+                **({"half": "train"} if s.preference_model.halves else {}),
             },
             "evaluation": lambda: {
                 "evaluate": dataclasses.asdict(s.evaluate),

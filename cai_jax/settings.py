@@ -159,8 +159,8 @@ _RANGES = (
         prompts.held_out_helpful_limit prompts.helpful_comparisons_limit prompts.label_pairs_limit
         revise.principles revise.few_shots revise.temperature compare.few_shots compare.temperature
         compare.chain_temperature preference_model.ai_weight preference_model.human_weight
-        ppo.kl_coefficient ppo.clip ppo.value_clip dpo.ai_weight dpo.human_weight
-        evaluate.temperature
+        ppo.kl_coefficient ppo.clip ppo.value_clip ppo.stop_when_held_out_falls dpo.ai_weight
+        dpo.human_weight evaluate.temperature
         generate.red_team generate.helpful generate.temperature""",
         (0, math.inf),
     ),
@@ -214,5 +214,10 @@ def run_settings(config: Mapping[str, Any]) -> RunSettings:
             raise ConfigError(
                 f"config.{group}.remat is '{remat}'; it must be one of {', '.join(REMAT)}."
             )
+    if settings.ppo.stop_when_held_out_falls and not settings.preference_model.halves:
+        raise ConfigError(
+            f"config.ppo.stop_when_held_out_falls is {settings.ppo.stop_when_held_out_falls}, and "
+            "no held-out preference model is trained; set config.preference_model.halves=True too."
+        )
     check_machine(settings)
     return settings

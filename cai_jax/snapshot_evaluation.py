@@ -6,27 +6,32 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from cai_jax import constitution as constitutions
 from cai_jax.decoding import Engine
-from cai_jax.evaluation import snapshot_comparisons
+from cai_jax.evaluation import revision_scores, snapshot_comparisons
 from cai_jax.evaluation.intervals import Interval
 from cai_jax.evaluation.results import ANCHOR
+from cai_jax.evaluation.revision_scores import RevisionScore, ScoredRevisions
 from cai_jax.evaluation.snapshot_comparisons import SnapshotComparison
 from cai_jax.evaluation.snapshots import Answer
 from cai_jax.finished_models import preference_model_of_run
 from cai_jax.mesh import make_mesh
 from cai_jax.models.scoring import score_texts
 from cai_jax.pipeline import counter, read_records
+from cai_jax.principles import Constitution
 from cai_jax.progress import Progress, ResultRow
-from cai_jax.records import from_json, read_rows
+from cai_jax.records import Revision, from_json, read_rows
 from cai_jax.settings import ConfigError, EngineSize, MeshShape, build
 from cai_jax.shards import write_atomically
 from cai_jax.snapshot_answers import titles
-from cai_jax.weights.load import load_model
+from cai_jax.weights.load import Model, load_model
 from cai_jax.workdir import Workdir, digest, rl_sequences
 
 KINDS = {"red_team": "harmlessness", "helpful": "helpfulness"}
@@ -59,8 +64,9 @@ class SnapshotSettings:
         judges = [name for name in ("records", "judge", "preference_model") if getattr(self, name)]
         if len(judges) != 1:
             raise ValueError(
-                "give one judge: config.judge (a model), config.preference_model (a run's folder) "
-                f"or config.records (a file of people's comparisons), not {len(judges)} of them."
+                "give one judge: config.judge (a model), config.preference_model (the folder of "
+                "one) or config.records (a file of people's comparisons), not "
+                f"{len(judges)} of them."
             )
         if bool(self.runs) == bool(self.records):
             raise ValueError(
@@ -91,16 +97,31 @@ def compare_runs(config: Mapping[str, Any], path: Path, force: bool, progress: P
     """
     s = build(SnapshotSettings, config)
     workdir = Workdir(path, force)
+    snapshots: dict[str, Snapshot] = {}
+    by_revision: dict[str, list[RevisionScore]] = {}
     if s.records:
-        snapshots: dict[str, Snapshot] = {}
         made = [from_json(SnapshotComparison, row, where) for where, row in read_rows(s.records)]
         if not made:
             raise ConfigError(f"config.records: {s.records} holds no comparisons.")
         workdir.prepare(s, 10_000_000)
     else:
-        snapshots, answers = read_runs([Path(run.strip()) for run in s.runs.split(",")])
+        folders = [Path(run.strip()) for run in s.runs.split(",")]
+        snapshots, answers = read_runs(folders)
         undecided = snapshot_comparisons.paired_answers(answers)
-        made = _judged(s, undecided, workdir, progress)
+        revisions = read_revisions(folders) if s.preference_model else {}
+        constitution = constitutions.load(s.constitution)
+        mesh = make_mesh(dataclasses.asdict(s.mesh))
+        mesh = mesh if mesh.size > 1 else None
+        model = (
+            load_model(s.judge, s.dtype, mesh, progress.say)
+            if s.judge
+            else preference_model_of_run(Path(s.preference_model), mesh, progress.say)
+        )
+        made = _judged(s, model, mesh, constitution, undecided, workdir, progress)
+        by_revision = {
+            run: _scored(s, model, mesh, run, rows, workdir, progress)
+            for run, rows in revisions.items()
+        }
     names = list(snapshots) or list(
         dict.fromkeys(name for c in made for name in (c.snapshot_a, c.snapshot_b))
     )
@@ -120,6 +141,10 @@ def compare_runs(config: Mapping[str, Any], path: Path, force: bool, progress: P
             "hard": s.hard,
             "snapshots": {name: dataclasses.asdict(of) for name, of in snapshots.items()},
             "standings": {kind: dataclasses.asdict(found) for kind, found in standings.items()},
+            "pm_by_revision": {
+                run: [dataclasses.asdict(each) for each in found]
+                for run, found in by_revision.items()
+            },
         },
     )
     _write_matrix(workdir.path / "win_rates.csv", standings)
@@ -134,6 +159,17 @@ def compare_runs(config: Mapping[str, Any], path: Path, force: bool, progress: P
             ResultRow(f"{a} over", tuple(r.values()), "share") for a, r in found.win_rates.items()
         ]
         progress.results_table(f"Win rates, {KINDS[kind]}", list(found.win_rates), rows)
+    for run, scores in by_revision.items():
+        rows = [
+            ResultRow(
+                f"revision {n}" if n else "initial response",
+                (each.score, each.over_initial and each.over_initial.difference),
+                "number",
+            )
+            for n, each in enumerate(scores)
+        ]
+        title = f"PM score of red-team revisions, {run}"
+        progress.results_table(title, ("score", "less the initial response's"), rows)
 
 
 def read_runs(folders: list[Path]) -> tuple[dict[str, Snapshot], dict[str, list[Answer]]]:
@@ -163,16 +199,30 @@ def read_runs(folders: list[Path]) -> tuple[dict[str, Snapshot], dict[str, list[
     return snapshots, answers
 
 
+def read_revisions(folders: Sequence[Path]) -> dict[str, list[Revision]]:
+    """Run's name -> its red-team prompts with initial responses and revisions.
+
+    Raises:
+      ConfigError: a run has none.
+    """
+    for folder in folders:
+        if not (folder / "revise" / "done.json").exists():
+            raise ConfigError(
+                f"config.runs: {folder} has no finished 'revise', whose revisions a preference "
+                "model scores; run `cai-jax revise` with that run's config and this workdir first."
+            )
+    return {f.name: read_records(f / "revise" / "revisions", Revision) for f in folders}
+
+
 def _judged(
-    s: SnapshotSettings, undecided: list[SnapshotComparison], workdir: Workdir, progress: Progress
+    s: SnapshotSettings,
+    model: Model,
+    mesh: jax.sharding.Mesh | None,
+    constitution: Constitution,
+    undecided: list[SnapshotComparison],
+    workdir: Workdir,
+    progress: Progress,
 ) -> list[SnapshotComparison]:
-    mesh = make_mesh(dataclasses.asdict(s.mesh))
-    mesh = mesh if mesh.size > 1 else None
-    constitution = constitutions.load(s.constitution)
-    if s.judge:
-        model = load_model(s.judge, s.dtype, mesh, progress.say)
-    else:
-        model = preference_model_of_run(Path(s.preference_model), mesh, progress.say)
     name = f"{model.name}@{model.fingerprint}"
     workdir.prepare(s, 10_000_000)
     inputs = {
@@ -196,18 +246,52 @@ def _judged(
                 s.seed, name, s.shard_size, counter(bar),
             )  # fmt: skip
         else:
-
-            def scores(texts: list):
-                return score_texts(
-                    model.config, model.params, model.tokenizer, model.format, texts,
-                    batch_size=SCORED_AT_A_TIME, length=model.config.context, mesh=mesh,
-                )  # fmt: skip
-
             made = snapshot_comparisons.judge_by_scores(
-                undecided, scores, folder, name, s.shard_size, counter(bar)
+                undecided, _scores(model, mesh), folder, name, s.shard_size, counter(bar)
             )
     workdir.finish(STAGE, {"comparisons": len(made)})
     return made
+
+
+def _scored(
+    s: SnapshotSettings,
+    model: Model,
+    mesh: jax.sharding.Mesh | None,
+    run: str,
+    revisions: Sequence[Revision],
+    workdir: Workdir,
+    progress: Progress,
+) -> list[RevisionScore]:
+    """A run's mean scores by number of revisions, by the preference model that judges."""
+    name, stage = f"{model.name}@{model.fingerprint}", f"revisions-{run}"
+    inputs = {
+        "judge": name,
+        "scored": digest([[r.id, r.initial_response, *(step.revision for step in r.steps)]
+                          for r in revisions]),
+    }  # fmt: skip
+    folder = workdir.path / stage / "scores"
+    if workdir.begin(stage, inputs):
+        with progress.stage(f"revisions of {run}", len(revisions), "prompts") as bar:
+            found = revision_scores.score_revisions(
+                revisions, _scores(model, mesh), folder, name, s.shard_size, counter(bar)
+            )
+        workdir.finish(stage, {"prompts": len(found)})
+    else:
+        progress.say(f"✓ revisions of {run}: finished in a former run")
+        found = read_records(folder, ScoredRevisions)
+    return revision_scores.by_revision(found, s.seed, s.resamples)
+
+
+def _scores(model: Model, mesh: jax.sharding.Mesh | None) -> Callable[[list], np.ndarray]:
+    """The preference model's scores of (conversation, response) pairs."""
+
+    def scores(texts: list) -> np.ndarray:
+        return score_texts(
+            model.config, model.params, model.tokenizer, model.format, texts,
+            batch_size=SCORED_AT_A_TIME, length=model.config.context, mesh=mesh,
+        )  # fmt: skip
+
+    return scores
 
 
 _ASKING = ("seed", "dtype", "few_shots", "harmless_instruction", "helpful_instruction")

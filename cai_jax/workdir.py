@@ -171,7 +171,7 @@ def rl_sequences(run: Path) -> int:
     """
     settings = json.loads((run / "config.json").read_text("utf-8"))
     if rl_stage(run) == "ppo":
-        return settings["ppo"]["updates"] * settings["ppo"]["batch_size"]
+        return ppo_updates(run) * settings["ppo"]["batch_size"]
     made = json.loads((run / "dpo" / "done.json").read_text("utf-8"))
     pairs = made["ai"] + made["human"] - made["too_long_and_left_out"]
     return 2 * pairs * settings["dpo"]["epochs"]
@@ -191,6 +191,19 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def ppo_updates(run: Path) -> int:
+    """Updates of a run's PPO: those asked for, or fewer where the held-out score stopped it.
+
+    Raises:
+      OSError, ValueError, KeyError: the run's files cannot be read.
+    """
+    done = run / "ppo" / "done.json"
+    found = json.loads(done.read_text("utf-8")) if done.exists() else {}
+    if "updates" in found:  # older runs did not say, and none was stopped
+        return found["updates"]
+    return json.loads((run / "config.json").read_text("utf-8"))["ppo"]["updates"]
 
 
 def environment() -> dict[str, Any]:

@@ -117,6 +117,8 @@ def get_config() -> ConfigDict:
             "shard_size": 512,
         }
     )
+    # With `halves` PPO optimises a model that knows half of the prompts, and one that knows the
+    # others scores the same responses, to tell over-optimisation; PPO then holds that model too.
     config.preference_model = ConfigDict(
         {
             "epochs": 1,
@@ -124,11 +126,15 @@ def get_config() -> ConfigDict:
             "length": 1024,
             "ai_weight": 1.0,
             "human_weight": 1.0,
+            "halves": False,
             "save_every": 100,
             "remat": "full",
             "optimizer": optimizer(1e-5),
         }
     )
+    # `stock_phrase` is counted in the responses where it is not empty. N of
+    # `stop_when_held_out_falls` ends PPO once the held-out score of N updates is below that of the
+    # N before, 0 never; it needs `halves`.
     config.ppo = ConfigDict(
         {
             "updates": 1000,
@@ -143,6 +149,8 @@ def get_config() -> ConfigDict:
             "lam": 0.95,
             "clip": 0.2,
             "value_clip": 0.2,
+            "stock_phrase": "",
+            "stop_when_held_out_falls": 0,
             "save_every": 50,
             "remat": "full",
             "optimizer": optimizer(1e-6),

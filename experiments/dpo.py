@@ -1,4 +1,4 @@
-"""The quickstart with DPO in PPO's place: RL-CAI from the comparisons, without a score or a rollout.
+"""The quickstart with DPO for PPO: RL-CAI from the comparisons, without a score or a rollout.
 
 Command:  cai-jax run --config=experiments/dpo.py --workdir=runs/dpo
 Hardware: 2 CPU cores, no accelerator.

@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
 
     # What is evaluated: a model by name or path, or, with `run`, what the run in that workdir made
     # (`stage` is finetune, ppo or dpo; empty takes the last finished). `system` names it in tables
-    # and figures. `preference_model` is the workdir of a run whose preference model scores the 438.
+    # and figures. `preference_model` is the workdir of a run, or of `human-preferences`, whose
+    # preference model scores the 438.
     config.model = shared.model
     config.run = ""
     config.stage = ""

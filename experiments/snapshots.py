@@ -4,7 +4,9 @@ Command:  cai-jax evaluate --config=experiments/snapshots.py --workdir=compared/
           --config.runs=runs/a,runs/b --config.judge=MODEL
 Hardware: as the judge needs; 2 CPU cores do for 135M parameters.
 Time:     not measured.
-Expect:   two tables of Elo and win rates; with a small judge, intervals that overlap.
+Expect:   two tables of Elo and win rates; with a small judge, intervals that overlap. A preference
+          model as judge also scores each run's revisions: a table by their number, from which
+          `cai-jax figures --figure=5` draws.
 """
 
 from common import get_config as common
@@ -21,9 +23,10 @@ def get_config() -> ConfigDict:
     # held-out prompts, which must be the same in all runs.
     config.runs = ""
 
-    # One of three judges: a model by name or path, which is asked in both orders; the workdir of a
-    # run whose preference model scores; or a file of people's comparisons instead of `runs`, one
-    # JSON object a line, as this verb leaves them in WORKDIR/comparisons/records.
+    # One of three judges: a model by name or path, which is asked in both orders; the workdir of
+    # `human-preferences`, or of a run, whose preference model scores; or a file of people's
+    # comparisons instead of `runs`, one JSON object a line, as this verb leaves them in
+    # WORKDIR/comparisons/records.
     config.judge = ""
     config.preference_model = ""
     config.records = ""

@@ -78,6 +78,12 @@ def test_texts_without_words_are_left_out_and_three_are_the_least():
     assert measure(["one two", "", "three", "four"])["spread"].n == 3
 
 
+def test_single_words_have_no_word_pairs():
+    assert set(measure(["one", "two", "three"])) == {"self_bleu", "distinct_1", "spread"}
+    # Left out once, the only pair leaves nothing to measure.
+    assert "distinct_2" not in measure(["one two", "three", "four"])
+
+
 def test_the_jackknife_of_a_mean_is_its_standard_error():
     values = [0.0, 1.0, 3.0, 7.0]  # mean 2.75, variance 28.75 / 3
     found = jackknife(lambda kept: sum(values[i] for i in kept) / len(kept), 4)

@@ -96,7 +96,9 @@ def test_a_kill_changes_nothing(ended, finished, tiny_cache, tmp_path):
     workdir = tmp_path / "run"
     for stage in BEFORE:
         shutil.copytree(done / stage, workdir / stage)
-    codes = run(experiment, workdir, tiny_cache, [*MOMENTS.values(), None], FLAGS)
+    codes = run(
+        experiment.command("run", workdir, *FLAGS), workdir, tiny_cache, [*MOMENTS.values(), None]
+    )
     assert codes == [-9] * len(MOMENTS) + [0], (tmp_path / "run.log").read_text()[-2000:]
     assert_same(tiny_run.left_by(workdir), tiny_run.left_by(expected))
 

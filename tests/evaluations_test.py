@@ -1,7 +1,9 @@
 """One model on the published evaluations, from the command line, on a tiny model and few rows."""
 
+import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny_run
@@ -90,6 +92,17 @@ def test_everything_is_measured(evaluated):
     assert len(choice.option_logprobs) == len(choice.reasoning) == 2
     assert choice.provenance.model.startswith(choice.system)
     assert "hhh: " in shown and "XSTest: " in shown and "By chance: 50%." in shown
+
+
+@pytest.mark.parametrize("number", [4, 9, 11, 12])
+def test_its_figures_are_drawn(evaluated, tmp_path, capsys, number):
+    workdir, _ = evaluated
+    argv = ["figures", f"--figure={number}", f"--runs={workdir}", f"--workdir={tmp_path}"]
+    assert cli.main(argv) == 0
+    drawn = capsys.readouterr().out.splitlines()
+    assert [Path(file).suffix for file in drawn] == [".csv", ".png", ".svg"]
+    rows = list(csv.DictReader(Path(drawn[0]).read_text().splitlines()))
+    assert any(row["source"] == "ours" for row in rows)
 
 
 def test_again_it_asks_nothing_and_finds_the_same(evaluated, experiment, tiny_cache, tmp_path):

@@ -22,11 +22,13 @@ OTHERS = {
     "evaluations.py": "evaluate",
     "snapshots.py": "evaluate",
     "harmfulness.py": "harmfulness",
+    "human_preferences.py": "human-preferences",
 }
 FIGURES = {
     **{f"figures/fig{n}.py": "run" for n in (2, 3, 5, 8)},
     **{f"figures/fig{n}.py": "evaluate" for n in (4, 9, 11, 12)},
     "figures/fig10.py": "harmfulness",
+    "figures/over_optimisation.py": "run",
 }
 SCALES = ("laptop", "host", "pod")
 
@@ -89,12 +91,13 @@ def test_a_figures_experiment_builds_at_each_scale(name, scale):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figures_header_ends_with_how_to_draw_it(name):
-    number = re.search(r"\d+", name)[0]
+    number = re.search(r"\d+", name)
+    figure = number[0] if number else "over-optimisation"
     header = ast.get_docstring(ast.parse((FOLDER / name).read_text("utf-8")))
-    assert header.startswith(f"Figure {number}: ")
+    assert header.startswith(f"Figure {figure}: " if number else "Over-optimisation of ")
     command = header[header.index("Command:") : header.index("Hardware:")]
     *_, last = re.findall(r"cai-jax .*", command.partition("Data:")[0])
-    assert last.startswith(f"cai-jax figures --figure={number} --runs=")
+    assert last.startswith(f"cai-jax figures --figure={figure} --runs=")
     for verb, file in re.findall(r"cai-jax (\S+) --config=experiments/(\S+?\.py)", command):
         known = {**dict.fromkeys(EXPERIMENTS, "run"), **OTHERS, **FIGURES}
         assert verb == known[file]
@@ -132,7 +135,12 @@ def test_evaluations_has_exactly_the_settings_that_there_are():
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *OTHERS, *FIGURES])
 def test_what_it_names_exists(name):
     found = config(name)
-    if name in ("generate_prompts.py", "harmfulness.py", "figures/fig10.py"):
+    if name in (
+        "generate_prompts.py",
+        "human_preferences.py",
+        "harmfulness.py",
+        "figures/fig10.py",
+    ):
         assert "constitution" not in found
         return
     assert (tiny_run.ROOT / found["constitution"]).is_file()

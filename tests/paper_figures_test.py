@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from cai_jax import cli
+from cai_jax.conversation import Conversation
+from cai_jax.evaluation.goodhart import Baseline
 from cai_jax.evaluation.harmfulness import Harmfulness
 from cai_jax.evaluation.multiple_choice import Choice
 from cai_jax.evaluation.scored_pairs import ScoredPair
@@ -14,6 +16,7 @@ from cai_jax.figures import paper_values, style
 from cai_jax.figures.command import FIGURES
 from cai_jax.records import Provenance
 from cai_jax.shards import Shards
+from cai_jax.training.rollout import Sampled
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "paper-figures.json"
 SOURCE = Provenance("model@0", "test@0", 0, "")
@@ -38,6 +41,7 @@ def a_run(
 ) -> Path:
     """What a finished run leaves, as far as figures read it."""
     noted(folder, ppo={"updates": 3, "batch_size": 4})
+    watched(folder)
     by = {"initial": interval(-20.0), "sl_cai": interval(0.0), "rl_cai": interval(30.0)}
     names = ("helpfulness Elo", "harmlessness Elo")
     results = {
@@ -61,6 +65,23 @@ def a_run(
     return folder
 
 
+def watched(folder: Path, phrase: str = "", updates: int = 3) -> None:
+    """Adds what PPO leaves with a held-out preference model: scores that part as KL grows."""
+    noted(folder, ppo={"updates": updates, "batch_size": 4, "stock_phrase": phrase})
+    prompt = Conversation().human("Hi")
+    start = [
+        Baseline(str(n), "helpful", prompt, "Hello.", "end", 1.0 + n, 5.0, SOURCE) for n in (0, 2)
+    ]
+    Shards(folder / "ppo" / "held_out_responses", 1).write(0, start)
+    for u in range(updates):
+        said = ["I can't help with that.", *["You are dear to us."] * u, *["Fine."] * (3 - u)]
+        rows = [
+            Sampled(u, f"{n}", "helpful", prompt, text, "end", 2.0 + u, u * u, SOURCE, 5.0 - u)
+            for n, text in enumerate(said[:4])
+        ]
+        Shards(folder / "ppo" / "rollouts").write(u, rows)
+
+
 def an_evaluation(folder: Path, parameters: int, right: int = 3) -> Path:
     """What the evaluation of one model leaves: 4 comparisons, `right` of them answered right."""
     noted(folder)
@@ -80,7 +101,7 @@ def an_evaluation(folder: Path, parameters: int, right: int = 3) -> Path:
     return folder
 
 
-def a_comparison(folder: Path) -> Path:
+def a_comparison(folder: Path, **more) -> Path:
     """What a comparison of two runs' snapshots leaves."""
     noted(folder, runs="a,b", judge="judge")
     of = {
@@ -91,7 +112,16 @@ def a_comparison(folder: Path) -> Path:
     elo = {name: interval(10.0 * k) for k, name in enumerate(of)}
     standings = {kind: {"elo": elo, "win_rates": {}} for kind in ("red_team", "helpful")}
     results = {"judge": "judge@1", "anchor": "a sl_cai", "hard": True, "snapshots": of}
-    write(folder, "results.json", {**results, "standings": standings})
+    write(folder, "results.json", {**results, "standings": standings, **more})
+    return folder
+
+
+def a_preference_model(folder: Path) -> Path:
+    """What `human-preferences` leaves."""
+    noted(folder)
+    write(folder, "results.json", {"held_out": {}})
+    pairs = [ScoredPair("held-out", f"pair{n}", 1.0, 0.0) for n in range(8)]
+    Shards(folder / "evaluation" / "scored_pairs", 1).write(0, pairs)
     return folder
 
 
@@ -194,6 +224,23 @@ def test_5_scores_start_at_zero(drawn, tmp_path):
     assert next((r["low"], r["n"]) for r in rows if r["source"] == "ours") == ("-5.0", "24")
 
 
+def test_5_all_runs_by_one_preference_model(drawn, tmp_path, capsys):
+    scores = {
+        run: [{"score": interval(start + k), "over_initial": None} for k in range(3)]
+        for run, start in (("a", 1.0), ("b", 2.0))
+    }
+    folder = a_comparison(tmp_path / "compared", pm_by_revision=scores)
+    rows, caption = drawn(5, folder)
+    # One constant off both: the initial score of b, the larger.
+    assert ours(rows, series="b, 2K") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert ours(rows, series="a, 1K") == [(0, -1.0), (1, 0.0), (2, 1.0)]
+    assert "revisions by judge@1" in caption and "own preference model" not in caption
+    said = complaint(capsys, 5, a_comparison(tmp_path / "by_people", pm_by_revision={}))
+    assert "by_people holds no scores of revisions" in said
+    said = complaint(capsys, 5, folder, a_run(tmp_path / "run", 9))
+    assert "name the one kind or the other" in said
+
+
 def test_6_score_and_diversity_by_principles(drawn, tmp_path, capsys):
     runs = [a_run(tmp_path / "many", 9, principles=4), a_run(tmp_path / "few", 9, principles=1)]
     rows, _ = drawn(6, *runs)
@@ -204,7 +251,7 @@ def test_6_score_and_diversity_by_principles(drawn, tmp_path, capsys):
     other = a_run(tmp_path / "other", 9, principles=2, prompts=12)
     assert "of 12 and 24 prompts" in complaint(capsys, 6, other, runs[0])
     few = a_run(tmp_path / "small", 9, principles=2, diversity=[{}, {}, {}])
-    assert "fewer than three last revisions" in complaint(capsys, 6, few, runs[0])
+    assert "too few last revisions of two words" in complaint(capsys, 6, few, runs[0])
     old = json.loads((other / "evaluation" / "results.json").read_text())
     del old["revisions"]
     write(other, "evaluation/results.json", old)
@@ -275,6 +322,53 @@ def test_calibration_of_the_preference_model(drawn, tmp_path):
     small, large = ours(rows, series="pairs")
     assert small == (pytest.approx(3.5 / 8), 3.5 / 8) and large == (pytest.approx(11.5 / 8), 0.5)
     assert "1 / (1 + exp(-difference))" in caption and "calibration error: pairs 0." in caption
+
+
+def test_calibration_of_a_preference_model_of_people(drawn, tmp_path, capsys):
+    folder = a_preference_model(tmp_path / "pm")
+    rows, caption = drawn("calibration", folder)
+    assert ours(rows, series="held-out") == [(1.0, 1.0)]
+    assert "a smaller preference model" in caption and "Models: small." in caption
+    assert "none of" in complaint(capsys, 2, folder)
+
+
+def test_over_optimisation(drawn, tmp_path):
+    rows, caption = drawn("over-optimisation", a_run(tmp_path / "one", 9))
+    # KL is the square of the update, a batch has four responses; the zeros are 2 and 5.
+    train, held_out = [0.0, 1.0, 2.0], [0.0, -1.0, -2.0]
+    for name, values in (("train PM", train), ("held-out PM", held_out)):
+        of = {"series": name}
+        assert ours(rows, panel="score by KL", **of) == list(zip(range(3), values, strict=True))
+        assert ours(rows, panel="score by samples", **of) == list(
+            zip((0, 4, 8), values, strict=True)
+        )
+    for panel, values in (
+        ("length", [2.0, 3.0, 4.0]), ("repetition", [0.0, 0.0, 0.0]),
+        ("refusals", [0.25, 0.25, 0.25]), ("stock phrase", [0.0, 0.25, 0.5]),
+    ):  # fmt: skip
+        assert ours(rows, panel=panel) == list(zip(range(3), values, strict=True))
+    assert "at the last point: 4.00 [4.00, 4.00]." in caption
+    assert 'Stock phrase: "are dear to us", which most responses of the last point' in caption
+    assert "its mean over 2 responses of SL-CAI" in caption and "; 12 samples to the" in caption
+
+
+def test_over_optimisation_of_two_runs_with_phrases_of_their_own(drawn, tmp_path):
+    one, two = a_run(tmp_path / "one", 9), a_run(tmp_path / "two", 9)
+    watched(two, "Can't HELP", updates=50)
+    rows, caption = drawn("over-optimisation", one, two)
+    assert len(ours(rows, panel="score by KL", series="two, train PM")) == 17  # 3 updates a point
+    last = ours(rows, panel="score by samples", series="two, held-out PM")[-1]
+    assert last == (4 * 48.5, pytest.approx(-48.5))
+    shares = ours(rows, panel="stock phrase", series="two, responses")
+    assert {y for _, y in shares} == {0.25}
+    assert 'one, "are dear to us", which most' in caption and 'two, "Can\'t HELP".' in caption
+
+
+def test_over_optimisation_without_a_held_out_model(capsys, tmp_path):
+    folder = a_run(tmp_path / "one", 9)
+    (folder / "ppo" / "held_out_responses" / "00000-of-00001.jsonl").unlink()
+    said = complaint(capsys, "over-optimisation", folder)
+    assert "with --config.preference_model.halves=True makes one" in said
 
 
 def test_calibration_on_the_438(drawn, tmp_path):

@@ -13,6 +13,8 @@ from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding import Engine
 from cai_jax.decoding.respond import respond
 from cai_jax.encoding import example
+from cai_jax.evaluation import goodhart
+from cai_jax.evaluation.goodhart import HeldOut
 from cai_jax.models import heads
 from cai_jax.models.scoring import jit_reply_values, score_texts
 from cai_jax.records import Provenance
@@ -20,6 +22,7 @@ from cai_jax.shards import Shards
 from cai_jax.stages import ppo
 from cai_jax.stages.ppo import Sampled, Settings
 from cai_jax.training import rollout as rollouts
+from cai_jax.training import state
 from cai_jax.training.loop import TrainingError
 from cai_jax.training.optimizer import OptimizerConfig
 from cai_jax.training.rollout import Models, advantages_of, make_rollout, minibatches
@@ -31,7 +34,8 @@ OPTIMIZER = OptimizerConfig(
 SETTINGS = Settings(
     updates=10, batch_size=96, prompt_tokens=40, response_tokens=6, temperature=0.9, epochs=2,
     minibatches=4, kl_coefficient=0.02, gamma=1.0, lam=0.95, clip=0.2, value_clip=0.2,
-    save_every=100, remat="none", optimizer=OPTIMIZER, value_optimizer=OPTIMIZER,
+    stock_phrase="", stop_when_held_out_falls=0, save_every=100, remat="none",
+    optimizer=OPTIMIZER, value_optimizer=OPTIMIZER,
 )  # fmt: skip
 SOURCE = Provenance("model@0", "test@0", 0, "")
 ROWS = [
@@ -102,7 +106,7 @@ def test_metrics_are_finite_and_named(trained):
         assert all(np.isfinite(value) for value in row.values())
     assert set(metrics[0]) == set(metrics[-1])
     groups = {name.split("/")[0] for name in metrics[0]} - {"step"}
-    assert groups == {"objective", "policy", "value"}
+    assert groups == {"objective", "policy", "value", "monitor"}
     assert metrics[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
     assert mean(metrics, "policy/entropy", slice(0, 1)) > 4
 
@@ -282,6 +286,85 @@ def test_nan_stops_the_run_and_saves_nothing(tmp_path, model, monkeypatch):
         train(tmp_path, model, dataclasses.replace(SETTINGS, updates=1))
     assert not list(tmp_path.glob("rollouts/*.jsonl"))
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+# The held-out preference model's score by update; with a window of 2 it has turned after six.
+RISES_AND_FALLS = (0.0, 1.0, 2.0, 3.0, 2.0, 1.0, 0.0, 0.0)
+
+
+STEPS = {}  # compiled once for all of these runs, whose settings are the same
+
+
+class Killed(Exception):
+    pass
+
+
+def train_watched(folder, model, killed_after=None):
+    """A run whose held-out score is RISES_AND_FALLS, killed where the progress of an update is
+    told; (params, metrics)."""
+
+    def by_update(config, params, tokenizer, form, texts, **sizes):
+        log = folder / "metrics.jsonl"
+        update = len(log.read_text().splitlines()) if log.exists() else 0
+        return np.full(len(texts), RISES_AND_FALLS[update], np.float32)
+
+    def told(done, total, metrics):
+        if done == killed_after:
+            raise Killed
+
+    def kept(loss, *rest, make=state.make_step, **named):
+        if loss.__qualname__ not in STEPS:
+            STEPS[loss.__qualname__] = make(loss, *rest, **named)
+        return STEPS[loss.__qualname__]
+
+    settings = dataclasses.replace(
+        SETTINGS, updates=8, batch_size=8, epochs=1, minibatches=2, save_every=2,
+        stop_when_held_out_falls=2,
+    )  # fmt: skip
+    copy = lambda tree: jax.tree.map(jnp.array, tree)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(goodhart, "score_texts", by_update)
+        patch.setattr(state, "make_step", kept)
+        params = ppo.train_ppo(
+            settings, Engine(model, 8, 128), model.format, copy(model.params), copy(model.params),
+            scorer(model), ROWS, folder, 0, SOURCE, told, None,
+            HeldOut(scorer(model), (0.25, 0.5)),
+        )  # fmt: skip
+    return params, [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+@pytest.fixture(scope="module")
+def stopped(model, tmp_path_factory):
+    """(folder, params, metrics) of that run."""
+    folder = tmp_path_factory.mktemp("stopped")
+    return folder, *train_watched(folder, model)
+
+
+def test_both_scores_are_logged_from_their_zeros_and_recorded_as_they_are(stopped):
+    folder, _, metrics = stopped
+    scores = RISES_AND_FALLS[:6]
+    assert [row["monitor/held_out_score"] for row in metrics] == [s - 0.5 for s in scores]
+    for row in metrics:
+        assert row["monitor/score"] == pytest.approx(row["objective/score"] - 0.25, abs=1e-5)
+    found = Shards(folder / "rollouts").read(Sampled)
+    assert [r.held_out_score for r in found] == [s for s in scores for _ in range(8)]
+
+
+def test_it_stops_when_the_held_out_score_has_fallen_wherever_it_was_killed(
+    stopped, tmp_path, model
+):
+    """After six updates of eight; the newest checkpoint before the kill is that of four."""
+    with pytest.raises(Killed):
+        train_watched(tmp_path, model, killed_after=6)
+    again, metrics = train_watched(tmp_path, model)
+    assert metrics == stopped[2]
+    jax.tree.map(np.testing.assert_array_equal, again, stopped[1])
+
+
+def test_once_stopped_it_stays_so(stopped, model):
+    again, metrics = train_watched(stopped[0], model)
+    assert metrics == stopped[2]
+    jax.tree.map(np.testing.assert_array_equal, again, stopped[1])
 
 
 @pytest.mark.parametrize("field", ["minibatches", "temperature"])

@@ -21,8 +21,8 @@ OPTIMIZER = OptimizerConfig(
     b1=0.9, b2=0.95, eps=1e-8, clip_norm=1.0, moment_dtype="float32",
 )  # fmt: skip
 SETTINGS = Settings(
-    epochs=1, batch_size=4, length=64, ai_weight=1.0, human_weight=2.0, save_every=1000,
-    remat="none", optimizer=OPTIMIZER,
+    epochs=1, batch_size=4, length=64, ai_weight=1.0, human_weight=2.0, halves=False,
+    save_every=1000, remat="none", optimizer=OPTIMIZER,
 )  # fmt: skip
 SOURCE = Provenance("model@0", "test@0", 0, "")
 PROMPT = Conversation().human("Hi")
@@ -104,6 +104,34 @@ def test_weights_by_source_and_pairs_that_are_too_long(model):
     assert all(e.a[-1] in model.tokenizer.end_ids for e in found)
     with pytest.raises(ValueError, match="none of 2 comparisons fits"):
         preference_model.examples(SETTINGS, model.tokenizer, model.format, comparisons[2:])
+
+
+def test_no_prompt_is_in_both_halves():
+    """Rows of one prompt go the same way, in whatever order and among whatever others they come."""
+    rows = [
+        dataclasses.replace(pair(n, "a", "b", 1.0), prompt=Conversation().human(f"Prompt {n % 40}"))
+        for n in range(120)
+    ]
+    first, second = (preference_model.half(rows, which) for which in ("train", "test"))
+    assert sorted(int(c.id) for c in [*first, *second]) == list(range(120))
+    assert not {c.prompt for c in first} & {c.prompt for c in second}
+    assert 30 < len(first) < 90
+    assert preference_model.half(rows[::-1][:50], "train") == [
+        c for c in rows[::-1][:50] if c in first
+    ]
+    with pytest.raises(ValueError, match="all 3 comparisons have prompts of the same half"):
+        preference_model.half(first[:3], "test")
+
+
+def test_each_half_has_an_order_of_its_own(model):
+    comparisons = [pair(n, chr(97 + n), chr(65 + n), 1.0) for n in range(20)]
+    data = preference_model.examples(SETTINGS, model.tokenizer, model.format, comparisons)
+
+    def order(*stream):
+        found = preference_model.batches(data, SETTINGS, 0, *stream)
+        return [tuple(row) for batch in found for row in batch.tokens[:, 0].tolist()]
+
+    assert order() == order("preference model") != order("held-out preference model")
 
 
 def test_a_swapped_pair_takes_its_label_along(model):

@@ -57,9 +57,9 @@ MOMENTS = {
 }
 
 
-def run(experiment, workdir, cache, moments: list, flags=()) -> list[int]:
+def run(command: list[str], workdir, cache, moments: list) -> list[int]:
     """Exit codes of one process after another, each killed at its moment (None: never)."""
-    what = json.dumps([experiment.command("run", workdir, *flags), str(workdir), moments])
+    what = json.dumps([command, str(workdir), moments])
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(DRIVER), what],
         env=tiny_run.environment(cache),
@@ -80,7 +80,8 @@ def assert_same(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
 def test_killed_in_every_stage(finished, tiny_cache, tmp_path):
     experiment, uninterrupted = finished
     workdir = tmp_path / "run"
-    codes = run(experiment, workdir, tiny_cache, [*MOMENTS.values(), None])
+    command = experiment.command("run", workdir)
+    codes = run(command, workdir, tiny_cache, [*MOMENTS.values(), None])
     log = (tmp_path / "run.log").read_text()
     assert codes == [-9] * len(MOMENTS) + [0], log[-2000:]
     assert_same(tiny_run.left_by(workdir), tiny_run.left_by(uninterrupted))
@@ -94,7 +95,8 @@ def test_killed_at_random(finished, tiny_cache, tmp_path, seed):
     draw = random.Random(seed)
     # The first process alone could take a minute: each gets some way, the last goes to the end.
     moments = [draw.uniform(0.5, 8) for _ in range(30)]
-    codes = run(experiment, tmp_path / "run", tiny_cache, [*moments, None])
+    workdir = tmp_path / "run"
+    codes = run(experiment.command("run", workdir), workdir, tiny_cache, [*moments, None])
     assert set(codes) <= {-9, 0}
     assert codes[-1] == 0
-    assert_same(tiny_run.left_by(tmp_path / "run"), tiny_run.left_by(uninterrupted))
+    assert_same(tiny_run.left_by(workdir), tiny_run.left_by(uninterrupted))

@@ -5,11 +5,13 @@ import json
 import shutil
 from pathlib import Path
 
+import human_preferences_test
 import pytest
 import tiny_run
 
 from cai_jax import cli
 from cai_jax.conversation import Conversation
+from cai_jax.evaluation.revision_scores import ScoredRevisions
 from cai_jax.evaluation.scored_pairs import FOLDER, ScoredPair
 from cai_jax.evaluation.snapshot_comparisons import SnapshotComparison
 from cai_jax.pipeline import read_records
@@ -66,6 +68,18 @@ def test_a_run_leaves_its_preference_models_scores(finished, tiny_cache, tmp_pat
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
 
 
+def test_figures_of_revisions_made_otherwise(finished, tiny_cache, tmp_path, capsys):
+    experiment, workdir = finished
+    other = "--config.revise.critique=False", "--config.revise.principles=2"
+    ended = tiny_run.run_apart(experiment.command("run", tmp_path / "direct", *other), tiny_cache)
+    assert ended.returncode == 0, ended.stderr
+    for number in (5, 6, 7):
+        argv = ["figures", f"--figure={number}", f"--runs={workdir},{tmp_path / 'direct'}"]
+        assert tiny_run.run([*argv, f"--workdir={tmp_path}"], tiny_cache) == 0
+        drawn = capsys.readouterr().out.splitlines()
+        assert [Path(file).suffix for file in drawn] == [".csv", ".png", ".svg"]
+
+
 def test_one_run_by_its_preference_model(finished, tiny_cache, tmp_path):
     _, workdir = finished
     argv = command(tmp_path / "w", f"runs={workdir}", f"preference_model={workdir}")
@@ -76,6 +90,48 @@ def test_one_run_by_its_preference_model(finished, tiny_cache, tmp_path):
     elo = found["standings"]["red_team"]["elo"]
     for title, snapshot in (("initial", "initial"), ("RL-CAI", "rl_cai")):
         assert elo[title]["value"] == pytest.approx(own[snapshot]["value"], abs=0.01)
+    scores = [each["score"]["value"] for each in found["pm_by_revision"]["run"]]
+    assert scores == pytest.approx([i["value"] for i in results["pm_by_revision"]], rel=1e-4)
+
+
+def test_two_runs_by_a_preference_model_of_people(finished, tiny_cache, tmp_path, capsys):
+    experiment, workdir = finished
+    twin = shutil.copytree(workdir, tmp_path / "twin")
+    judge = human_preferences_test.trained(experiment, tmp_path, tiny_cache)
+    settings = f"runs={workdir},{twin}", f"preference_model={judge}", "shard_size=2"
+    argv = command(tmp_path / "w", *settings)
+    assert tiny_run.run(argv, tiny_cache) == 0
+    assert "PM score of red-team revisions, twin" in capsys.readouterr().out
+    found = json.loads((tmp_path / "w" / "results.json").read_text())
+    assert f"preference model of {judge}@" in found["judge"]
+    own, other = found["pm_by_revision"]["run"], found["pm_by_revision"]["twin"]
+    assert own == other and len(own) == 3 and own[0]["over_initial"] is None
+    for each in own[1:]:
+        lead = each["score"]["value"] - own[0]["score"]["value"]
+        assert each["over_initial"]["difference"]["value"] == pytest.approx(lead, abs=1e-6)
+        assert each["score"]["n"] == each["over_initial"]["difference"]["n"] == 4
+    made = read_records(tmp_path / "w" / "revisions-run" / "scores", ScoredRevisions)
+    assert len(made) == 4 and {r.judge for r in made} == {found["judge"]}
+
+    before = tiny_run.left_by(tmp_path / "w")
+    (tmp_path / "w" / "revisions-twin" / "done.json").unlink()
+    (tmp_path / "w" / "revisions-twin" / "scores" / "00001-of-00002.jsonl").unlink()
+    assert tiny_run.run(argv, tiny_cache) == 0
+    assert "revisions of run: finished in a former run" in capsys.readouterr().out
+    assert tiny_run.left_by(tmp_path / "w") == before
+
+    figure = ["figures", "--figure=5", f"--workdir={tmp_path}"]
+    assert tiny_run.run([*figure, f"--runs={tmp_path / 'w'}"], tiny_cache) == 0
+    rows = list(csv.DictReader((tmp_path / "figure5.csv").open()))
+    mine = [r for r in rows if r["source"] == "ours"]
+    assert len(mine) == 2 * 3 and {float(r["y"]) for r in mine if r["x"] == "0"} == {0.0}
+    capsys.readouterr()
+    assert tiny_run.run([*figure, f"--runs={tmp_path / 'w'},{workdir}"], tiny_cache) == 2
+    assert "name the one kind or the other" in capsys.readouterr().err
+
+    shutil.rmtree(twin / "revise")
+    assert tiny_run.run(command(tmp_path / "v", *settings), tiny_cache) == 2
+    assert "twin has no finished 'revise'" in capsys.readouterr().err
 
 
 def test_peoples_comparisons(tiny_cache, tmp_path, capsys):

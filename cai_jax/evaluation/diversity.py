@@ -35,21 +35,23 @@ Grams = list[Counter[tuple[str, ...]]]  # of one text, an entry an order
 
 
 def measure(texts: Sequence[str]) -> dict[str, Interval]:
-    """Every measure of the texts, with jackknife intervals; empty with fewer than three of them.
+    """The measures of the texts, with jackknife intervals; empty with fewer than three of them.
 
-    A bootstrap will not do here: it draws texts twice, and twice the same text is no diversity.
+    A measure that they do not have is left out, as word pairs where most texts are single words. A
+    bootstrap will not do here: it draws texts twice, and twice the same text is no diversity.
     """
     words = [found for text in texts if (found := text.lower().split())]
     if len(words) < 3:
         return {}
     grams = [_grams(text) for text in words]
     vectors = [_vector(" ".join(text)) for text in words]
-    return {
+    found = {
         "self_bleu": jackknife(lambda kept: self_bleu([grams[i] for i in kept]), len(words)),
         "distinct_1": jackknife(lambda kept: distinct([grams[i] for i in kept], 1), len(words)),
         "distinct_2": jackknife(lambda kept: distinct([grams[i] for i in kept], 2), len(words)),
         "spread": jackknife(lambda kept: spread([vectors[i] for i in kept]), len(words)),
     }
+    return {name: value for name, value in found.items() if math.isfinite(value.high)}
 
 
 def of_revisions(records: Sequence[Revision]) -> list[dict[str, Interval]]:

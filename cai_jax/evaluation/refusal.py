@@ -144,9 +144,14 @@ def repeated_phrase_rate(response: str, words: int = 4) -> float:
 
     Case and punctuation don't count. 0 for a text without repetition, near 1 for a loop.
     """
+    found = phrases(response, words)
+    return 1 - len(set(found)) / len(found) if found else 0.0
+
+
+def phrases(response: str, words: int) -> list[str]:
+    """All phrases of `words` words in a row, in lower case, without punctuation."""
     tokens = re.findall(r"[\w']+", _plain(response))
-    phrases = [tuple(tokens[k : k + words]) for k in range(len(tokens) - words + 1)]
-    return 1 - len(set(phrases)) / len(phrases) if phrases else 0.0
+    return [" ".join(tokens[k : k + words]) for k in range(len(tokens) - words + 1)]
 
 
 def _plain(text: str) -> str:

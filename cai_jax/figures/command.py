@@ -17,6 +17,7 @@ from cai_jax.figures import (
     hhh_original,
     label_calibration,
     number_of_principles,
+    over_optimisation,
     pm_by_generator,
     pm_calibration,
 )
@@ -35,6 +36,7 @@ FIGURES = {
     11: hhh_original.draw,
     12: harm_identification.draw,
     "calibration": pm_calibration.draw,
+    "over-optimisation": over_optimisation.draw,
 }
 
 
@@ -60,7 +62,8 @@ def figures(arguments: list[str]) -> None:
         type=lambda word: int(word) if word.isdecimal() else word,
         required=True,
         metavar="N",
-        help="2 to 12, or calibration of the preference model, a figure of the companion paper",
+        help="2 to 12, or of the companion paper: calibration, over-optimisation of the "
+        "preference model",
     )
     parser.add_argument("--runs", required=True, metavar="DIR,DIR", help="where the records are")
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="for the files")
@@ -70,6 +73,6 @@ def figures(arguments: list[str]) -> None:
             f"there is no figure {options.figure}; known are {', '.join(map(str, FIGURES))}."
         )
     folders = [read(Path(run.strip())) for run in options.runs.split(",")]
-    stem = "calibration" if options.figure == "calibration" else f"figure{options.figure}"
+    stem = f"figure{options.figure}" if isinstance(options.figure, int) else options.figure
     for path in FIGURES[options.figure](folders, options.workdir / stem):
         print(path)

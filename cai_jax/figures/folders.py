@@ -22,7 +22,8 @@ class FigureError(ValueError):
 @dataclasses.dataclass(frozen=True)
 class Folder:
     """A workdir. Attributes: config, environment and results, as the workdir's JSON files say;
-    kind, "run", "evaluation" (of one model) or "comparison" (of snapshots)."""
+    kind, "run", "evaluation" (of one model), "comparison" (of snapshots) or "preferences" (a
+    preference model of people's comparisons)."""
 
     path: Path
     kind: str
@@ -100,7 +101,8 @@ def read(path: Path) -> Folder:
     except ValueError as error:
         raise FigureError(f"{path}: its JSON files are damaged ({error}); make it anew.") from error
     kind = next(
-        (k for k, key in (("evaluation", "evaluations"), ("comparison", "standings"))
+        (k for k, key in (("evaluation", "evaluations"), ("comparison", "standings"),
+                          ("preferences", "held_out"))
          if key in results),
         "run",
     )  # fmt: skip

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from cai_jax.evaluation.intervals import Interval
 from cai_jax.figures import style
 
-PANEL_WIDTH, PANEL_HEIGHT, LEGEND_WIDTH = 4.4, 4.4, 3.0  # inches
+PANEL_WIDTH, PANEL_HEIGHT, LEGEND_WIDTH, ROW_GAP = 4.4, 4.4, 3.0, 0.9  # inches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,21 +56,38 @@ class Panel:
     ideal: Sequence[tuple[float, float]] = ()
 
 
-def draw(title: str, caption: str, panels: Sequence[Panel], stem: str | os.PathLike) -> list[Path]:
+def draw(
+    title: str,
+    caption: str,
+    panels: Sequence[Panel],
+    stem: str | os.PathLike,
+    columns: int | None = None,
+) -> list[Path]:
     """Writes STEM.png, STEM.svg and STEM.csv, and returns their paths.
 
     A line has one colour and marker in all panels; the paper's line of the same name has its
     colour, faint.
+
+    Args:
+      columns: panels side by side; None for all of them.
     """
+    columns = columns or len(panels)
+    rows_of_panels = -(-len(panels) // columns)
     names = list(dict.fromkeys(line.name for p in panels for line in (*p.ours, *p.paper)))
     look = {name: (_of(style.COLOURS, k), _of(style.MARKERS, k)) for k, name in enumerate(names)}
-    width = PANEL_WIDTH * len(panels) + LEGEND_WIDTH
-    figure, (left, bottom, inner, height) = style.new_figure(title, caption, width, PANEL_HEIGHT)
-    each = (inner - LEGEND_WIDTH / width) / len(panels)
+    width = PANEL_WIDTH * columns + LEGEND_WIDTH
+    figure, (left, bottom, inner, height) = style.new_figure(
+        title, caption, width, PANEL_HEIGHT * rows_of_panels
+    )
+    each = (inner - LEGEND_WIDTH / width) / columns
+    below = ROW_GAP / figure.get_figheight()
+    tall = (height - below * (rows_of_panels - 1)) / rows_of_panels
     rows = []
     for number, panel in enumerate(panels):
-        gap = 0.75 / width if number else 0
-        axes = figure.add_axes((left + number * each + gap, bottom, each - gap, height * 0.97))
+        row, column = divmod(number, columns)
+        gap = 0.75 / width if column else 0
+        base = bottom + (rows_of_panels - 1 - row) * (tall + below)
+        axes = figure.add_axes((left + column * each + gap, base, each - gap, tall * 0.97))
         if panel.title:
             axes.set_title(panel.title, size=10.5, color=style.INK, loc="left")
         if panel.scale != "linear":

@@ -34,10 +34,10 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
             f"figure 6 compares diversity, which depends on the number of texts, and the runs have "
             f"revisions of {' and '.join(map(str, sizes))} prompts; revise the same prompts in all."
         )
-    if few := [folder for folder in runs if not folder.revisions["diversity"][-1]]:
+    if few := [folder for folder in runs if "distinct_2" not in folder.revisions["diversity"][-1]]:
         raise FigureError(
-            f"{few[0].path} has fewer than three last revisions with words in them, too few for a "
-            "measure of diversity; revise more prompts."
+            f"{few[0].path} has too few last revisions of two words or more for a measure of "
+            "diversity; revise more prompts."
         )
 
     def diversity(name: str) -> list[Interval]:

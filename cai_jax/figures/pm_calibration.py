@@ -41,8 +41,8 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
         raise FigureError(
             f"the calibration figure is drawn from {FOLDER}/*.jsonl of a run, which `cai-jax run` "
             "and `cai-jax evaluate` write (delete the evaluation folder of a run from before they "
-            "did, and evaluate again), or from `cai-jax evaluate "
-            "--config=experiments/evaluations.py` with --config.preference_model."
+            "did, and evaluate again), or of `cai-jax human-preferences`, or from `cai-jax "
+            "evaluate --config=experiments/evaluations.py` with --config.preference_model."
         )
     text = caption(
         [
@@ -53,13 +53,24 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
         ],
         used,
         [point.n for each in ours for point in each.y],
-        "the pairs are written or published ones, not the companion paper's (arXiv 2204.05862) "
-        "held-out comparisons by crowdworkers; its values could not be read off.",
+        _departures(used),
     )
     far = max(x for each in ours for x in each.x) or 1.0
     ideal = [(x, 1 / (1 + float(np.exp(-x)))) for x in np.linspace(0, far, 50).tolist()]
     panel = Panel("", "score difference", "accuracy", ours, ideal=ideal)
     return lines.draw("Calibration of the preference model", text, [panel], stem)
+
+
+def _departures(folders: Sequence[Folder]) -> str:
+    if all(folder.kind == "preferences" for folder in folders):
+        return (
+            "a smaller preference model than the companion paper's (arXiv 2204.05862), whose "
+            "values could not be read off."
+        )
+    return (
+        "the pairs are written or published ones, not the companion paper's (arXiv 2204.05862) "
+        "held-out comparisons by crowdworkers; its values could not be read off."
+    )
 
 
 def _scored(folder: Folder) -> Iterator[tuple[str, list[tuple[float, float]]]]:

@@ -16,29 +16,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import rng
-from cai_jax.conversation import Conversation
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding.engine import Engine
 from cai_jax.decoding.respond import respond
 from cai_jax.encoding import prompt_tokens
+from cai_jax.evaluation.goodhart import HeldOut, turned, watch
 from cai_jax.losses import clipped_policy_loss, clipped_value_loss, masked_mean
 from cai_jax.mesh import layout, place, shard_batch
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.scoring import (
-    reply_logprobs,
-    reply_values,
-)
+from cai_jax.models.scoring import reply_logprobs, reply_values
 from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
-from cai_jax.records import Kind, Provenance, Record
+from cai_jax.records import Provenance
 from cai_jax.shards import Shards
 from cai_jax.training import optimizer, state
 from cai_jax.training.checkpoint import Checkpoints
 from cai_jax.training.loop import TrainingError
 from cai_jax.training.metrics import MetricsLog
 from cai_jax.training.optimizer import OptimizerConfig
-from cai_jax.training.rollout import Minibatch, Models, advantages_of, make_rollout, minibatches
+from cai_jax.training.rollout import (
+    Minibatch,
+    Models,
+    Sampled,
+    advantages_of,
+    make_rollout,
+    minibatches,
+    scored_length,
+    stream,
+)
 
 RATIO_TOLERANCE = 1e-3  # float32 rounding of two compilations of one forward pass stays below
 
@@ -58,6 +63,10 @@ class Settings:
     lam: GAE's lambda.
     clip: of the probability ratio; 0.2 in the companion paper.
     value_clip: of the value's change, in units of the score.
+    stock_phrase: words whose share among the responses is logged; empty for none.
+    stop_when_held_out_falls: N stops before the last update once the held-out preference model's
+      mean score over N updates is below that over the N before; 0 never does. Between few
+      responses chance alone makes such a difference.
     save_every: updates between checkpoints.
     remat: what the backward pass recomputes, a key of models.transformer.REMAT.
     optimizer: of the policy; the companion paper's learning rate is 0.01 of pretraining.
@@ -76,6 +85,8 @@ class Settings:
     lam: float
     clip: float
     value_clip: float
+    stock_phrase: str
+    stop_when_held_out_falls: int
     save_every: int
     remat: str
     optimizer: OptimizerConfig
@@ -91,22 +102,6 @@ class Settings:
             raise ValueError(
                 f"ppo.temperature is {self.temperature}; a policy needs one above 0 to explore."
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampled(Record):
-    """One response of a rollout. Attributes: update, from 0; id of the prompt; kl to the reference
-    in nats, summed over the response."""
-
-    update: int
-    id: str
-    kind: Kind
-    prompt: Conversation
-    response: str
-    stop_reason: str
-    score: float
-    kl: float
-    provenance: Provenance
 
 
 def make_policy_loss(config: ModelConfig, settings: Settings):
@@ -173,6 +168,7 @@ def train_ppo(
     provenance: Provenance,
     progress: Callable[[int, int, dict], None],
     mesh: jax.sharding.Mesh | None = None,
+    held_out: HeldOut | None = None,
 ) -> Params:
     """Trains the policy; resumes from the newest checkpoint in `directory`.
 
@@ -182,6 +178,7 @@ def train_ppo(
       ref_params, pm_params: frozen; of any float dtype.
       rows: prompts; each update takes the next `batch_size` of an endless reshuffled stream.
       mesh: over which the models, optimiser states and batches are split; None for one device.
+      held_out: a preference model that scores the responses too, and trains nothing.
 
     Raises:
       TrainingError: a loss is not finite, or the policy that is trained is not the one that
@@ -214,6 +211,9 @@ def train_ppo(
         done = extra["update"]
     log.truncate(done)
     for update in range(done, settings.updates):
+        window = settings.stop_when_held_out_falls
+        if window and turned(log.rows(), window):
+            break
         part = stream(rows, settings.batch_size, update, seed)
         engine.params = states["policy"].params
         replies = respond(
@@ -240,6 +240,11 @@ def train_ppo(
             temperature=settings.temperature,
             mesh=mesh,
         )
+        texts = [(row.conversation, r.text) for (_, row), r in zip(part, replies, strict=True)]
+        length = scored_length(settings.prompt_tokens, settings.response_tokens)
+        monitored, others = watch(
+            engine, form, texts, rollout.score, settings.stock_phrase, held_out, length, mesh
+        )
         data, metrics = advantages_of(
             rollout, settings.kl_coefficient, settings.gamma, settings.lam
         )
@@ -259,32 +264,20 @@ def train_ppo(
                     )
             states["value"], value_metrics = value_step(states["value"], minibatch)
         values = {**metrics, **_named(last, "policy"), **_named(value_metrics, "value")}
-        values = {name: float(v) for name, v in jax.device_get(values).items()}
+        values = {name: float(v) for name, v in jax.device_get(values).items()} | monitored
         bad = [name for name, v in values.items() if not np.isfinite(v)]
         if bad:
             raise TrainingError(
                 f"PPO update {update}: {bad[0]} is {values[bad[0]]}; nothing of it was saved. "
                 "Lower ppo.optimizer.learning_rate, or look at the rollout's prompts."
             )
-        shards.write(update, _records(update, part, replies, rollout, provenance))
+        shards.write(update, _records(update, part, replies, rollout, others, provenance))
         log.write(update + 1, values)
         progress(update + 1, settings.updates, values)
         if (update + 1) % settings.save_every == 0 and update + 1 < settings.updates:
             checkpoints.save(update + 1, states, {"update": update + 1})
     checkpoints.close()
     return states["policy"].params
-
-
-def stream(
-    rows: list[PromptRow], batch_size: int, update: int, seed: int
-) -> list[tuple[str, PromptRow]]:
-    """The prompts of one update, each under a name of its own: its place in the stream."""
-    found = []
-    for n in range(update * batch_size, (update + 1) * batch_size):
-        epoch, i = divmod(n, len(rows))
-        row = rows[rng.permutation(len(rows), seed, "ppo prompts", epoch)[i]]
-        found.append((f"{n}/{row.id}", row))
-    return found
 
 
 def _named(metrics: dict[str, jax.Array], prefix: str) -> dict[str, jax.Array]:
@@ -296,7 +289,7 @@ def _named(metrics: dict[str, jax.Array], prefix: str) -> dict[str, jax.Array]:
     }
 
 
-def _records(update, part, replies, rollout, provenance) -> list[Sampled]:
+def _records(update, part, replies, rollout, others, provenance) -> list[Sampled]:
     kl = np.where(rollout.mask, np.asarray(rollout.logprobs) - rollout.ref_logprobs, 0).sum(-1)
     return [
         Sampled(
@@ -309,8 +302,9 @@ def _records(update, part, replies, rollout, provenance) -> list[Sampled]:
             score=float(score),
             kl=float(k),
             provenance=provenance,
+            held_out_score=other,
         )
-        for (_, row), reply, score, k in zip(
-            part, replies, np.asarray(rollout.score), kl, strict=True
+        for (_, row), reply, score, k, other in zip(
+            part, replies, np.asarray(rollout.score), kl, others, strict=True
         )
     ]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from cai_jax import rng
 from cai_jax.batch import ComparisonBatch, comparison_batch
+from cai_jax.datasets.splits import split_of
 from cai_jax.encoding import example
 from cai_jax.losses import soft_bradley_terry
 from cai_jax.mesh import layout, place, shard_batch
@@ -31,6 +33,8 @@ from cai_jax.training.loop import train
 from cai_jax.training.metrics import MetricsLog
 from cai_jax.training.optimizer import OptimizerConfig
 
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -40,6 +44,8 @@ class Settings:
     length: tokens of a prompt and a response; longer pairs are left out and counted.
     ai_weight: loss weight of AI comparisons; the companion paper's is 1 to 10 on harmlessness.
     human_weight: loss weight of human comparisons.
+    halves: whether the comparisons are split by prompt, to train the model that RL optimises on one
+      half and, in the same way, a second one on the other, which RL is watched with.
     save_every: steps between checkpoints.
     remat: what the backward pass recomputes, a key of models.transformer.REMAT.
     optimizer: the companion paper's learning rate is 0.01 of pretraining.
@@ -50,6 +56,7 @@ class Settings:
     length: int
     ai_weight: float
     human_weight: float
+    halves: bool
     save_every: int
     remat: str
     optimizer: OptimizerConfig
@@ -108,19 +115,41 @@ def make_loss(config: ModelConfig, remat: str):
     return loss_fn
 
 
-def batches(data: list[Example], settings: Settings, seed: int) -> list[ComparisonBatch]:
-    """All epochs' batches, each epoch shuffled by (seed, epoch); the last is filled with weight 0.
+def half(rows: Sequence[T], which: Literal["train", "test"]) -> list[T]:
+    """The rows of one half of all prompts: a prompt's half follows from its first human turn alone.
+
+    2204.05862 splits 50/50 for its study of robustness.
+
+    Args:
+      rows: each with a Conversation as its `prompt` or `conversation`.
+
+    Raises:
+      ValueError: there are none.
+    """
+    found = [row for row in rows if split_of(row, 0.5) == which]
+    if not found:
+        raise ValueError(
+            f"preference_model.halves: all {len(rows)} comparisons have prompts of the same half, "
+            "and each half trains a preference model; give more prompts, or halves=False."
+        )
+    return found
+
+
+def batches(
+    data: list[Example], settings: Settings, seed: int, stream: str = "preference model"
+) -> list[ComparisonBatch]:
+    """All epochs' batches, shuffled by (seed, stream, epoch); the last is filled with weight 0.
 
     Pairs of similar length share a batch, and a batch is only as wide as it must be. Which response
     stands first is drawn too, so the position says nothing.
     """
     size, found = settings.batch_size, []
     for epoch in range(settings.epochs):
-        order = rng.permutation(len(data), seed, "preference model", epoch)
-        swap = rng.permutation(len(data), seed, "preference model order", epoch) % 2 == 1
+        order = rng.permutation(len(data), seed, stream, epoch)
+        swap = rng.permutation(len(data), seed, f"{stream} order", epoch) % 2 == 1
         order = sorted(order, key=lambda i: _width(data[i], settings.length))
         groups = [order[start : start + size] for start in range(0, len(order), size)]
-        for n in rng.permutation(len(groups), seed, "preference model batches", epoch):
+        for n in rng.permutation(len(groups), seed, f"{stream} batches", epoch):
             group = groups[n]
             filler = size - len(group)
             part = [(data[i], swap[i]) for i in [*group, *[group[0]] * filler]]
@@ -150,17 +179,19 @@ def train_preference_model(
     seed: int,
     progress: Callable[[int, int, dict], None],
     mesh: jax.sharding.Mesh | None = None,
+    stream: str = "preference model",
 ) -> Params:
     """Trains from a language model's params; resumes from the newest checkpoint in `directory`.
 
     Args:
       params: the start; its trunk's buffers are taken over, the scalar head begins at zero.
       mesh: over which params, optimiser state and batches are split; None for one device.
+      stream: of the random order of batches.
 
     Returns:
       params with a scalar head.
     """
-    planned = batches(data, settings, seed)
+    planned = batches(data, settings, seed, stream)
     opt = optimizer.make(settings.optimizer, len(planned))
     start = place(state.create(heads.with_scalar_head(params), opt), mesh)
     checkpoints = Checkpoints(directory / "checkpoints", keep=1)

@@ -209,7 +209,8 @@ def load_params(
         raise
     except Exception as error:
         raise CheckpointError(
-            f"The parameters saved at {directory} cannot be read ({_first_line(error)})."
+            f"The parameters saved at {directory} cannot be read ({_first_line(error)}); remove "
+            f"{directory.parent} to make them again, or put a whole copy there."
         ) from error
     return restored["params"], restored["document"]["metadata"]
 
@@ -307,4 +308,5 @@ def _sums(tree: PyTree) -> PyTree:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    return line.split(". See full")[0][:200]  # TensorStore goes on with addresses of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import flax.struct
@@ -12,6 +13,7 @@ import numpy as np
 from cai_jax import rng
 from cai_jax.batch import Rollout
 from cai_jax.conversation import Conversation
+from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding.respond import Reply
 from cai_jax.encoding import prompt_tokens
 from cai_jax.losses import masked_mean
@@ -20,10 +22,29 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.scoring import jit_reply_logprobs, jit_reply_values, score_texts
 from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
+from cai_jax.records import Kind, Provenance, Record
 from cai_jax.returns import gae, shaped_rewards, whiten
 from cai_jax.tokenizer import Tokenizer
 
 RETOKENIZED = 8  # tokens by which a reply's text may come out longer than its sampled tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled(Record):
+    """One response of a rollout. Attributes: update, from 0; id of the prompt; kl to the reference
+    in nats, summed over the response; held_out_score, of the preference model of the other half
+    of the comparisons, where there is one."""
+
+    update: int
+    id: str
+    kind: Kind
+    prompt: Conversation
+    response: str
+    stop_reason: str
+    score: float
+    kl: float
+    provenance: Provenance
+    held_out_score: float | None = None
 
 
 @flax.struct.dataclass
@@ -107,7 +128,7 @@ def make_rollout(
         form,
         [(p, r.text) for p, r in zip(prompts, replies, strict=True)],
         batch_size=len(replies),
-        length=prompt_tokens_limit + response_tokens_limit + RETOKENIZED,
+        length=scored_length(prompt_tokens_limit, response_tokens_limit),
         mesh=mesh,
     )
     return Rollout(
@@ -120,6 +141,23 @@ def make_rollout(
         values=jit_reply_values(config, models.value, *texts),
         score=score,
     )
+
+
+def scored_length(prompt_tokens_limit: int, response_tokens_limit: int) -> int:
+    """Tokens of the longest text of a rollout that a preference model reads."""
+    return prompt_tokens_limit + response_tokens_limit + RETOKENIZED
+
+
+def stream(
+    rows: list[PromptRow], batch_size: int, update: int, seed: int
+) -> list[tuple[str, PromptRow]]:
+    """The prompts of one update, each under a name of its own: its place in the stream."""
+    found = []
+    for n in range(update * batch_size, (update + 1) * batch_size):
+        epoch, i = divmod(n, len(rows))
+        row = rows[rng.permutation(len(rows), seed, "ppo prompts", epoch)[i]]
+        found.append((f"{n}/{row.id}", row))
+    return found
 
 
 def minibatches(

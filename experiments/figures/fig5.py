@@ -6,7 +6,8 @@ Command:  cai-jax run --config=experiments/figures/fig5.py:laptop --workdir=runs
 Hardware: laptop: 2 CPU cores, 6 GB; host: 8 accelerators; pod: more of them.
 Time:     not measured.
 Expect:   five points a line, the first at 0. The scores are those of the run's own preference
-          model; of a 135M one they need not rise.
+          model; of a 135M one they need not rise. For one preference model of all runs, draw from
+          what experiments/snapshots.py leaves with --config.preference_model=DIR.
 """
 
 from ml_collections import ConfigDict
