@@ -79,7 +79,7 @@ def test_every_stage_needs_a_config_and_a_workdir(capsys, experiment, verb):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--config.nosuch=1"], "there is no setting 'nosuch'; known there: compare, const"),
+        (["--config.nosuch=1"], "there is no setting 'nosuch'; known there: algorithm, compare, const"),
         (["--config.ppo.nosuch=1"], "there is no setting 'nosuch'; known there: batch_size"),
         (["--config.seed.nosuch=1"], "there is no setting 'nosuch'; nothing is below it."),
         (["--config.ppo.updates=x"], "--config.ppo.updates=x: invalid literal for int()"),
@@ -116,7 +116,7 @@ def test_bad_flags(capsys, experiment, tmp_path, flags, sentence):
         ("import nosuch_module", "nosuch_module"),
         ("x = 1", "get_config"),
         ("def get_config():\n    return None", "tiny.py"),
-        ("def get_config():\n    return {'seed': 0}", "config.compare is missing"),
+        ("def get_config():\n    return {'seed': 0}", "config.algorithm is missing"),
         ("def get_config():\n    open('no tea')", "No such file or directory: 'no tea'"),
         ("def get_config():\n    raise ValueError('no tea.')", "tiny.py cannot be used: no tea."),
         ("import sys\nsys.exit(3)", "tiny.py"),
