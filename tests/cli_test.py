@@ -79,7 +79,10 @@ def test_every_stage_needs_a_config_and_a_workdir(capsys, experiment, verb):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--config.nosuch=1"], "there is no setting 'nosuch'; known there: algorithm, compare, const"),
+        (
+            ["--config.nosuch=1"],
+            "there is no setting 'nosuch'; known there: algorithm, compare, const",
+        ),
         (["--config.ppo.nosuch=1"], "there is no setting 'nosuch'; known there: batch_size"),
         (["--config.seed.nosuch=1"], "there is no setting 'nosuch'; nothing is below it."),
         (["--config.ppo.updates=x"], "--config.ppo.updates=x: invalid literal for int()"),
