@@ -19,7 +19,7 @@ import workloads
 
 from cai_jax import load_model
 from cai_jax.decoding import Engine
-from cai_jax.script import Sample, Script
+from cai_jax.script import Script
 from cai_jax.weights.load import Model
 
 MAX_LENGTH = 384
@@ -33,7 +33,7 @@ def main() -> None:
     model = dataclasses.replace(model, tokenizer=workload.tokenizer)
     rows = []
     for temperature in (1.0, 0.0):
-        scripts = [at(item.script, temperature) for item in workload.items]
+        scripts = [workloads.at(item.script, temperature) for item in workload.items]
         seeds = range(options.seeds if temperature else 1)
         first = None
         for slots in options.slots:
@@ -69,15 +69,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
-
-
-def at(script: Script, temperature: float) -> Script:
-    """The Script with its Samples at that temperature."""
-    segments = tuple(
-        dataclasses.replace(s, temperature=temperature) if isinstance(s, Sample) else s
-        for s in script.segments
-    )
-    return dataclasses.replace(script, segments=segments)
 
 
 def sampled(model: Model, slots: int, scripts: list[Script], seeds: range) -> list[tuple[int, ...]]:

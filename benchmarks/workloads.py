@@ -116,6 +116,15 @@ def build(name: str, tokenizer: Tokenizer, form: Format, paper: Path | None = No
     return make[name]()
 
 
+def at(script: Script, temperature: float) -> Script:
+    """The Script with its Samples at that temperature."""
+    segments = [
+        dataclasses.replace(s, temperature=temperature) if isinstance(s, Sample) else s
+        for s in script.segments
+    ]
+    return Script(tuple(segments), script.id)
+
+
 def endless(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer without end tokens: every Sample then runs to its limit."""
     other = copy.copy(tokenizer)

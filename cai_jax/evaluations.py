@@ -28,7 +28,7 @@ from cai_jax.evaluation_settings import (
     names,
 )
 from cai_jax.finished_models import model_of_run, preference_model_of_run
-from cai_jax.mesh import make_mesh
+from cai_jax.machine import engine_of, mesh_of_shape
 from cai_jax.models.scoring import score_texts
 from cai_jax.pipeline import counter, read_records
 from cai_jax.progress import Progress, ResultRow
@@ -73,8 +73,7 @@ class Evaluation:
         self.original = _original(self.questions.get("hhh", []), s.hhh_alignment)
         self.items = _spread(xstest.read(given(s, "xstest")), s.limit) if wants_refusal else []
         self.rivals = _rivals(s)
-        mesh = make_mesh(dataclasses.asdict(s.mesh))
-        self.mesh = mesh if mesh.size > 1 else None
+        self.mesh = mesh_of_shape(s.mesh)
         self.model = self._load()
         self.judge = (
             load_model(s.judge, s.dtype, self.mesh, progress.say) if s.judge else self.model
@@ -125,9 +124,7 @@ class Evaluation:
         self._show(found)
 
     def _engine(self, model: Model) -> Engine:
-        size = self.settings.engine
-        memory = int(size.memory_gb * 1e9) or None
-        return Engine(model, size.slots, size.max_length, memory, size.few_sizes)
+        return engine_of(self.settings.engine, model)
 
     def _inputs(self, asked: Sequence[Any], of: Model, **more: Any) -> dict[str, Any]:
         s = self.settings

@@ -10,8 +10,7 @@ from typing import Any
 
 from cai_jax.datasets import prompts as shipped
 from cai_jax.datasets.prompts import PromptRow
-from cai_jax.decoding import Engine
-from cai_jax.mesh import make_mesh
+from cai_jax.machine import engine_of, mesh_of_shape
 from cai_jax.pipeline import counter
 from cai_jax.progress import Progress
 from cai_jax.records import Kind, Provenance
@@ -91,12 +90,10 @@ def run(config: Mapping[str, Any], workdir: Workdir, progress: Progress) -> None
     held_out = {kind: _rows(settings.examples, kind, "held_out_") for kind in wanted}
     for kind, rows in examples.items():
         drawn(rows, settings.generate.shown, settings.seed, kind, 0)
-    mesh = make_mesh(dataclasses.asdict(settings.mesh))
-    mesh = mesh if mesh.size > 1 else None
+    mesh = mesh_of_shape(settings.mesh)
     model = load_model(settings.model, settings.dtype, mesh, progress.say)
     size = settings.engine
-    memory = int(size.memory_gb * 1e9) or None
-    engine = Engine(model, size.slots, size.max_length, memory, size.few_sizes)
+    engine = engine_of(size, model)
     for kind, rows in examples.items():
         _check_length(settings, model, kind, rows)
     workdir.prepare(settings, 0)

@@ -17,7 +17,6 @@ from cai_jax.datasets import prompts as shipped
 from cai_jax.datasets import red_team_attempts, splits
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.datasets.red_team_attempts import Attempt
-from cai_jax.decoding import Engine
 from cai_jax.decoding.respond import respond
 from cai_jax.encoding import example, prompt_tokens
 from cai_jax.evaluation.harmfulness import FOLDER, Harmfulness, held_out_error
@@ -25,9 +24,10 @@ from cai_jax.evaluation.intervals import Interval, bootstrap_mean
 from cai_jax.evaluation.results import SNAPSHOTS
 from cai_jax.finished_models import model_of_run, start_of_run
 from cai_jax.harmfulness_settings import HarmfulnessSettings
-from cai_jax.mesh import make_mesh, place
+from cai_jax.machine import check_batch, engine_of, mesh_of_shape
+from cai_jax.mesh import place
 from cai_jax.models.scoring import score_texts
-from cai_jax.pipeline import read_records
+from cai_jax.pipeline import read_records, stepper
 from cai_jax.progress import Progress, ResultRow
 from cai_jax.records import Provenance, Response
 from cai_jax.settings import ConfigError, build
@@ -80,13 +80,8 @@ class Scores:
                     f"config.runs: {run} has no finished '{made_by}'; run `cai-jax run` with it "
                     "first."
                 )
-        mesh = make_mesh(dataclasses.asdict(s.mesh))
-        self.mesh = mesh if mesh.size > 1 else None
-        if s.scorer.batch_size % (ways := mesh.shape["data"] * mesh.shape["fsdp"]):
-            raise ConfigError(
-                f"config.scorer.batch_size is {s.scorer.batch_size}, which does not divide over "
-                f"{ways} devices; change it or config.mesh."
-            )
+        self.mesh = mesh_of_shape(s.mesh)
+        check_batch("scorer.batch_size", s.scorer.batch_size, self.mesh)
         self.model = load_model(s.model, s.dtype, self.mesh, progress.say)
         encoding = self.model.tokenizer, self.model.format
         self.examples = absolute_harmfulness.examples(s.scorer, *encoding, self.train)
@@ -147,14 +142,9 @@ class Scores:
             start = jax.tree.map(lambda x: x.astype("float32"), self.model.params)
             self.model = dataclasses.replace(self.model, params=None)  # training takes its buffers
             with self.progress.stage("training the harmfulness scorer", 0, "steps") as bar:
-
-                def stepped(done: int, total: int, metrics: Mapping[str, Any]) -> None:
-                    bar.total = total
-                    bar.advance(done - bar.done, note=f"loss {metrics['train/loss']:.3f}")
-
                 params = train_scorer(
-                    s.scorer, self.model.config, start, self.examples, folder, s.seed, stepped,
-                    self.mesh,
+                    s.scorer, self.model.config, start, self.examples, folder, s.seed,
+                    stepper(bar, "train/loss", "loss"), self.mesh,
                 )  # fmt: skip
             scores = self._scores(params, [text_of(a.conversation) for a in self.test])
             rows = [
@@ -216,8 +206,7 @@ class Scores:
         made = Provenance(f"{model.name}@{model.fingerprint}", "", s.seed, commit())
         sequences = rl_sequences(run) if snapshot == "rl_cai" else 0
         asked = [(row.id, row.conversation) for row in self.prompts]
-        memory = int(s.engine.memory_gb * 1e9) or None
-        engine = Engine(model, s.engine.slots, s.engine.max_length, memory, s.engine.few_sizes)
+        engine = engine_of(s.engine, model)
         responses, found = [], []
         title, total = f"responses of {run.name} {COLUMNS[number]}", len(asked) * (s.samples + 1)
         with self.progress.stage(title, total, "responses") as bar:

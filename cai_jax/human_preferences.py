@@ -20,10 +20,11 @@ from cai_jax.datasets.dialogue_pairs import read_pairs
 from cai_jax.datasets.prompts import LabelPair
 from cai_jax.evaluation.preference_report import PreferenceReport, preference_report
 from cai_jax.evaluation.scored_pairs import FOLDER, ScoredPair
-from cai_jax.mesh import make_mesh, place
+from cai_jax.machine import check_batch, mesh_of_shape
+from cai_jax.mesh import place
 from cai_jax.models.scoring import score_texts
 from cai_jax.models.transformer import REMAT
-from cai_jax.pipeline import counter, read_records
+from cai_jax.pipeline import counter, read_records, stepper
 from cai_jax.progress import Progress, ResultRow
 from cai_jax.records import Provenance
 from cai_jax.settings import ConfigError, MeshShape, build, check_machine, check_ranges
@@ -134,13 +135,8 @@ def run(config: Mapping[str, Any], workdir: Workdir, progress: Progress) -> None
     check_ranges(s)
     check_machine(s)
     pairs = read(s)
-    mesh = make_mesh(dataclasses.asdict(s.mesh))
-    if s.preference_model.batch_size % (ways := mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise ConfigError(
-            f"config.preference_model.batch_size is {s.preference_model.batch_size}, which does "
-            f"not divide over {ways} devices; change it or config.mesh."
-        )
-    mesh = mesh if mesh.size > 1 else None
+    mesh = mesh_of_shape(s.mesh)
+    check_batch("preference_model.batch_size", s.preference_model.batch_size, mesh)
     model = load_model(s.model, s.dtype, mesh, progress.say)
     if s.preference_model.length > model.config.context:
         raise ConfigError(
@@ -216,15 +212,10 @@ def _train(
         return progress.say("✓ preference model: finished in a former run")
     folder = workdir.path / STAGE
     with progress.stage("training the preference model", 0, "steps") as bar:
-
-        def stepped(done: int, total: int, metrics: Mapping[str, Any]) -> None:
-            bar.total = total
-            bar.advance(done - bar.done, note=f"agrees {metrics['pm/accuracy']:.3f}")
-
         params = preference_model.train_preference_model(
             s.preference_model, model.config,
             jax.tree.map(lambda x: x.astype("float32"), model.params), data, folder, s.seed,
-            stepped, mesh,
+            stepper(bar, "pm/accuracy", "agrees"), mesh,
         )  # fmt: skip
     save_params(folder / "params", params, {"stage": STAGE, "start": made.model})
     workdir.finish(STAGE, counts)

@@ -26,7 +26,7 @@ from cai_jax.evaluation.labels import (
     more_accurate,
 )
 from cai_jax.labels import Raw, label, questions
-from cai_jax.mesh import make_mesh
+from cai_jax.machine import engine_of, mesh_of_shape
 from cai_jax.principles import Constitution
 from cai_jax.progress import Progress, ResultRow, format_estimate
 from cai_jax.prompts import Format
@@ -108,12 +108,10 @@ def run(config: Mapping[str, Any], workdir: Workdir, progress: Progress) -> None
     if left_out:
         progress.say(f"{left_out} rows of {settings.pairs} cannot be compared and are left out")
     pairs = [_shown(pair) for pair in known]
-    mesh = make_mesh(dataclasses.asdict(settings.mesh))
-    mesh = mesh if mesh.size > 1 else None
+    mesh = mesh_of_shape(settings.mesh)
     judge = load_model(settings.feedback_model, settings.dtype, mesh, progress.say)
     size = settings.engine
-    memory = int(size.memory_gb * 1e9) or None
-    engine = Engine(judge, size.slots, size.max_length, memory, size.few_sizes)
+    engine = engine_of(size, judge)
     inputs = {
         "seed": settings.seed,
         "dtype": settings.dtype,

@@ -68,7 +68,7 @@ def finetune(run: Run) -> None:
     with run.progress.stage("finetuning SL-CAI", 0, "steps") as bar:
         params = supervised.finetune(
             s, model.config, run.take(model), data, folder, run.settings.seed,
-            _stepper(bar, "train/loss", "loss"), run.mesh,
+            stepper(bar, "train/loss", "loss"), run.mesh,
         )  # fmt: skip
     run.save("finetune", params)
     run.workdir.finish("finetune", {"examples": len(data)})
@@ -126,7 +126,7 @@ def _train_pm(run: Run, stage: str, name: str, which: Literal["train", "test"]) 
     with run.progress.stage(f"training the {name}", 0, "steps") as bar:
         params = preference_model.train_preference_model(
             s, model.config, run.take(model), data, folder, run.settings.seed,
-            _stepper(bar, "pm/accuracy", "agrees"), run.mesh, name,
+            stepper(bar, "pm/accuracy", "agrees"), run.mesh, name,
         )  # fmt: skip
     run.save(stage, params)
     human = sum(c.source == "human" for c in comparisons)
@@ -163,7 +163,7 @@ def train_rl(run: Run) -> None:
         params = ppo.train_ppo(
             s, engine, form, run.params_of("finetune"), run.params_of("finetune"),
             pm, rows, folder, run.settings.seed, run.provenance,
-            _stepper(bar, "objective/score", "score"), run.mesh, held_out,
+            stepper(bar, "objective/score", "score"), run.mesh, held_out,
         )  # fmt: skip
     run.save("ppo", params)
     updates = len(MetricsLog(folder / "metrics.jsonl").rows())
@@ -219,7 +219,7 @@ def _train_dpo(run: Run) -> None:
     with run.progress.stage("DPO", 0, "steps") as bar:
         params = dpo.train_dpo(
             s, config, params, data, reference, folder, run.settings.seed,
-            _stepper(bar, "policy/accuracy", "agrees"), run.mesh,
+            stepper(bar, "policy/accuracy", "agrees"), run.mesh,
         )  # fmt: skip
     run.save("dpo", params)
     human = sum(c.source == "human" for c in comparisons)
@@ -271,7 +271,9 @@ def counter(bar: Stage) -> Callable[[float, int], None]:
     return lambda done, total: bar.advance(done - bar.done)
 
 
-def _stepper(bar: Stage, metric: str, name: str) -> Callable[[int, int, Any], None]:
+def stepper(bar: Stage, metric: str, name: str) -> Callable[[int, int, Any], None]:
+    """Shows a training step's progress and one of its metrics, under a name of its own."""
+
     def stepped(done: int, total: int, metrics: Any) -> None:
         bar.total = total
         bar.advance(done - bar.done, note=f"{name} {metrics[metric]:.3f}")

@@ -13,7 +13,8 @@ from cai_jax.datasets import prompts as shipped
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding import Engine
 from cai_jax.encoding import prompt_tokens
-from cai_jax.mesh import make_mesh, place
+from cai_jax.machine import check_batch, engine_of, mesh_of_shape
+from cai_jax.mesh import place
 from cai_jax.models import heads, transformer
 from cai_jax.models.transformer import Params
 from cai_jax.principles import first_principles
@@ -54,9 +55,8 @@ class Run:
         in_force = self.constitution.critique, settings.revise.principles, settings.seed
         self.critique_principles = first_principles(*in_force)
         self.data = read_data(settings)
-        mesh = make_mesh(dataclasses.asdict(settings.mesh))
-        self.mesh = mesh if mesh.size > 1 else None
-        _check_batches(settings, mesh)
+        self.mesh = mesh_of_shape(settings.mesh)
+        _check_batches(settings, self.mesh)
         self._models: dict[str, Model] = {}
         if self.feedback.config != self.initial.config:
             raise ConfigError(
@@ -110,10 +110,7 @@ class Run:
 
     def engine(self, params: Params | None = None, model: Model | None = None) -> Engine:
         """An engine of the configured size for the initial model's shape, or another model."""
-        size = self.settings.engine
-        memory = int(size.memory_gb * 1e9) or None
-        of = model or self.initial
-        engine = Engine(of, size.slots, size.max_length, memory, size.few_sizes)
+        engine = engine_of(self.settings.engine, model or self.initial)
         if params is not None:
             engine.params = params
         return engine
@@ -219,24 +216,15 @@ class Run:
         }[stage]()
 
 
-def _check_batches(settings: RunSettings, mesh: jax.sharding.Mesh) -> None:
+def _check_batches(s: RunSettings, mesh: jax.sharding.Mesh | None) -> None:
     """Refuses batches that do not divide over the mesh."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    s = settings
-    by = {
-        "ppo": ("ppo.batch_size / ppo.minibatches", s.ppo.batch_size // s.ppo.minibatches),
-        "dpo": ("dpo.batch_size", s.dpo.batch_size),
-    }
-    for name, rows in (
-        ("finetune.batch_size", s.finetune.batch_size),
-        ("preference_model.batch_size", s.preference_model.batch_size),
-        by[s.algorithm],
-    ):
-        if rows % ways:
-            raise ConfigError(
-                f"config.{name} is {rows}, which does not divide over the mesh's data x fsdp = "
-                f"{ways} devices; change it or config.mesh."
-            )
+    check_batch("finetune.batch_size", s.finetune.batch_size, mesh)
+    check_batch("preference_model.batch_size", s.preference_model.batch_size, mesh)
+    if s.algorithm == "dpo":
+        check_batch("dpo.batch_size", s.dpo.batch_size, mesh)
+    else:
+        rows = s.ppo.batch_size // s.ppo.minibatches
+        check_batch("ppo.batch_size / ppo.minibatches", rows, mesh)
 
 
 def read_data(settings: RunSettings) -> Data:

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from cai_jax import constitution as constitutions
-from cai_jax.decoding import Engine
 from cai_jax.evaluation import revision_scores, snapshot_comparisons
 from cai_jax.evaluation.intervals import Interval
 from cai_jax.evaluation.results import ANCHOR
@@ -22,7 +21,7 @@ from cai_jax.evaluation.revision_scores import RevisionScore, ScoredRevisions
 from cai_jax.evaluation.snapshot_comparisons import SnapshotComparison
 from cai_jax.evaluation.snapshots import Answer
 from cai_jax.finished_models import preference_model_of_run
-from cai_jax.mesh import make_mesh
+from cai_jax.machine import engine_of, mesh_of_shape
 from cai_jax.models.scoring import score_texts
 from cai_jax.pipeline import counter, read_records
 from cai_jax.principles import Constitution
@@ -110,8 +109,7 @@ def compare_runs(config: Mapping[str, Any], path: Path, force: bool, progress: P
         undecided = snapshot_comparisons.paired_answers(answers)
         revisions = read_revisions(folders) if s.preference_model else {}
         constitution = constitutions.load(s.constitution)
-        mesh = make_mesh(dataclasses.asdict(s.mesh))
-        mesh = mesh if mesh.size > 1 else None
+        mesh = mesh_of_shape(s.mesh)
         model = (
             load_model(s.judge, s.dtype, mesh, progress.say)
             if s.judge
@@ -238,8 +236,7 @@ def _judged(
         return read_records(folder, SnapshotComparison)
     with progress.stage("comparisons of snapshots", len(undecided), "pairs") as bar:
         if s.judge:
-            memory = int(s.engine.memory_gb * 1e9) or None
-            engine = Engine(model, s.engine.slots, s.engine.max_length, memory)
+            engine = engine_of(s.engine, model)
             instructions = {"red_team": s.harmless_instruction, "helpful": s.helpful_instruction}
             made = snapshot_comparisons.judge(
                 undecided, engine, model.format, constitution, instructions, s.few_shots, folder,

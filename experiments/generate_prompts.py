@@ -4,7 +4,7 @@ Command:  cai-jax generate-prompts --config=experiments/generate_prompts.py --wo
           then cai-jax run ... --config.prompts.red_team=runs/prompts/red_team/prompts.jsonl
           --config.prompts.helpful=runs/prompts/helpful/prompts.jsonl
 Hardware: 2 CPU cores, no accelerator.
-Time:     minutes (docs/results.md)
+Time:     not measured.
 Expect:   of each kind the samples, the prompts that were kept, and counts of what was dropped and
           why. The paper kept 140,335 of a much larger model's. The default model was trained
           further to be an assistant; a pretrained one, as in the paper, strays less from a list.

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import flips
 import machine
 import pytest
 import tables
@@ -136,6 +137,11 @@ def test_the_bound_counts_operations_and_bytes(tiny):
     steps, common = 4 * (STEP - 1) / workload.slots, workload.common
     cache = 2 * 4 * 2 * 2 * 8 * (attended - common * 4 * (STEP - 1) + common * steps)
     assert work.bytes == pytest.approx(4 * (body + head) * steps + cache)
+
+
+def test_a_flip_is_a_first_difference_behind_equal_tokens():
+    """Five tokens are sampled behind equal ones, the differing one among them; one flips."""
+    assert flips.first_flips([(1, 2, 3, 4), (4, 5)], [(1, 2, 9, 4), (4, 5)]) == 1 / 5
 
 
 def test_ratios_and_agreement():

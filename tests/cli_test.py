@@ -41,7 +41,7 @@ def computes_nothing(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("computed before everything was checked")
 
-    monkeypatch.setattr(run_module, "Engine", refuse)
+    monkeypatch.setattr(run_module, "engine_of", refuse)
     monkeypatch.setattr(run_module, "load_params", refuse)
 
 

@@ -23,8 +23,8 @@ FLOORS = {
     3: "decoding",
     4: "training",
     5: "stages evaluation",
-    6: """figures progress settings memory workdir run report plan doctor finished_models tools
-          pipeline relabel label_ablation generate_prompts evaluation_settings evaluations
+    6: """figures progress settings machine memory workdir run report plan doctor finished_models
+          tools pipeline relabel label_ablation generate_prompts evaluation_settings evaluations
           snapshot_answers snapshot_evaluation harmfulness_settings harmfulness_scores
           human_preferences cli""",
 }

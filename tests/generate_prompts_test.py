@@ -29,7 +29,7 @@ def engines(monkeypatch, model, tmp_path):
         made.append(ScriptedEngine(write))
         return made[-1]
 
-    monkeypatch.setattr(generate_prompts, "Engine", engine)
+    monkeypatch.setattr(generate_prompts, "engine_of", engine)
     monkeypatch.setattr(generate_prompts, "load_model", lambda *_: model)
     rows = [json.dumps({"id": f"e{n}", "prompt": f"What is number {n}?"}) for n in range(6)]
     (tmp_path / "examples.jsonl").write_text("\n".join(rows) + "\n")

@@ -241,10 +241,11 @@ def test_a_batch_that_the_devices_cannot_share(experiment, capsys, tmp_path, mon
     class Mesh:
         size, shape = 3, {"data": 3, "fsdp": 1, "tensor": 1}
 
-    monkeypatch.setattr(human_preferences, "make_mesh", lambda shape: Mesh)
+    monkeypatch.setattr(human_preferences, "mesh_of_shape", lambda shape: Mesh)
     argv = command(experiment, tmp_path / "w", *files(tmp_path))
     assert cli.main(argv) == 2
-    assert "batch_size is 16, which does not divide over 3 devices" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "preference_model.batch_size is 16, which does not divide over the mesh's" in said
 
 
 @pytest.mark.parametrize("size", ["laptop", "full"])

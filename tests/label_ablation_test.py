@@ -49,14 +49,14 @@ def engines(monkeypatch, chat_model):
     """The engines that runs made, in order; they answer as `judge`."""
     made = []
 
-    def engine(model, slots, max_length, memory, few_sizes):
+    def engine(size, model):
         made.append(ScriptedEngine(judge, fits))
         return made[-1]
 
     def fits(script):
         return "too long" not in forced(script) or not script.id.startswith("compare/multiple")
 
-    monkeypatch.setattr(label_ablation, "Engine", engine)
+    monkeypatch.setattr(label_ablation, "engine_of", engine)
     monkeypatch.setattr(label_ablation, "load_model", lambda *_: chat_model)
     return made
 

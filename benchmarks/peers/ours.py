@@ -7,6 +7,7 @@ import dataclasses
 from workloads import (
     STEP_TOKENS,
     Workload,
+    at,
     common_length,
     critique_forces,
     revision_forces,
@@ -39,7 +40,7 @@ class Ours:
         """Answers the workload."""
         if self.workload.name == "W5":
             return self._chains(greedy, seed)
-        scripts = [_at(item.script, greedy) for item in self.workload.items]
+        scripts = [at(i.script, 0.0) if greedy else i.script for i in self.workload.items]
         last = [transcript.segments[-1] for transcript in self.engine.run(scripts, seed)]
         answer = Answer(details=self._stats())
         if self.workload.items[0].options:
@@ -98,14 +99,3 @@ class Ours:
         labels = self.workload.unit == "prompts"
         occupancy = None if labels else stats.occupancy
         return {**dataclasses.asdict(stats), "occupancy": occupancy}
-
-
-def _at(script: Script, greedy: bool) -> Script:
-    """The Script with its Samples at temperature 0 if `greedy`."""
-    if not greedy:
-        return script
-    segments = [
-        dataclasses.replace(s, temperature=0.0) if isinstance(s, Sample) else s
-        for s in script.segments
-    ]
-    return Script(tuple(segments), script.id)

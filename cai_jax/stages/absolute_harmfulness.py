@@ -20,17 +20,13 @@ from cai_jax.conversation import Conversation
 from cai_jax.datasets.red_team_attempts import Attempt
 from cai_jax.encoding import example
 from cai_jax.losses import squared_error
-from cai_jax.mesh import layout, place, shard_batch
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.scoring import WIDTH, score
 from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
 from cai_jax.tokenizer import Tokenizer
-from cai_jax.training import optimizer, state
-from cai_jax.training.checkpoint import Checkpoints
-from cai_jax.training.loop import train
-from cai_jax.training.metrics import MetricsLog
+from cai_jax.training.fit import fit
 from cai_jax.training.optimizer import OptimizerConfig
 
 
@@ -156,21 +152,10 @@ def train_scorer(
       params with a scalar head.
     """
     planned = batches(data, settings, seed)
-    opt = optimizer.make(settings.optimizer, len(planned))
     begun = heads.with_scalar_head(params)
     mean = np.mean([e.rating for e in data])
     begun["scalar_head"]["bias"] = jnp.full((1,), mean, jnp.float32)
-    start = place(state.create(begun, opt), mesh)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=1)
-    final = train(
-        start,
-        state.make_step(make_loss(config, settings.remat), opt, state_shardings=layout(start)),
-        lambda n: shard_batch(planned[n], mesh),
-        len(planned),
-        checkpoints,
-        settings.save_every,
-        MetricsLog(directory / "metrics.jsonl"),
-        progress=progress,
-    )
-    checkpoints.close()
-    return final.params
+    return fit(
+        begun, make_loss(config, settings.remat), settings.optimizer, planned, directory,
+        settings.save_every, progress, mesh,
+    )  # fmt: skip

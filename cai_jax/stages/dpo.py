@@ -22,7 +22,7 @@ from cai_jax.batch import ComparisonBatch, comparison_batch
 from cai_jax.encoding import example
 from cai_jax.logprobs import chunked_token_logprobs
 from cai_jax.losses import dpo_loss
-from cai_jax.mesh import layout, place, shard_batch
+from cai_jax.mesh import shard_batch
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.scoring import CHUNK, WIDTH, places
 from cai_jax.models.transformer import Params, hidden_states, unembedding
@@ -30,10 +30,7 @@ from cai_jax.prompts import Format
 from cai_jax.records import Comparison
 from cai_jax.shards import Shards
 from cai_jax.tokenizer import Tokenizer
-from cai_jax.training import optimizer, state
-from cai_jax.training.checkpoint import Checkpoints
-from cai_jax.training.loop import train
-from cai_jax.training.metrics import MetricsLog
+from cai_jax.training.fit import fit
 from cai_jax.training.optimizer import OptimizerConfig
 
 
@@ -248,21 +245,10 @@ def train_dpo(
       RL-CAI's params.
     """
     planned = batches(data, reference, settings, seed)
-    opt = optimizer.make(settings.optimizer, len(planned))
-    start = place(state.create(params, opt), mesh)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=1)
-    final = train(
-        start,
-        state.make_step(make_loss(config, settings), opt, state_shardings=layout(start)),
-        lambda n: shard_batch(planned[n], mesh),
-        len(planned),
-        checkpoints,
-        settings.save_every,
-        MetricsLog(directory / "metrics.jsonl"),
-        progress=progress,
-    )
-    checkpoints.close()
-    return final.params
+    return fit(
+        params, make_loss(config, settings), settings.optimizer, planned, directory,
+        settings.save_every, progress, mesh,
+    )  # fmt: skip
 
 
 def _batch(rows: Sequence[Example], reference: np.ndarray, settings: Settings) -> Batch:

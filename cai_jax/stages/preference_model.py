@@ -19,7 +19,6 @@ from cai_jax.batch import ComparisonBatch, comparison_batch
 from cai_jax.datasets.splits import split_of
 from cai_jax.encoding import example
 from cai_jax.losses import soft_bradley_terry
-from cai_jax.mesh import layout, place, shard_batch
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.scoring import WIDTH, places
@@ -27,10 +26,7 @@ from cai_jax.models.transformer import Params, hidden_states
 from cai_jax.prompts import Format
 from cai_jax.records import Comparison
 from cai_jax.tokenizer import Tokenizer
-from cai_jax.training import optimizer, state
-from cai_jax.training.checkpoint import Checkpoints
-from cai_jax.training.loop import train
-from cai_jax.training.metrics import MetricsLog
+from cai_jax.training.fit import fit
 from cai_jax.training.optimizer import OptimizerConfig
 
 T = TypeVar("T")
@@ -192,18 +188,7 @@ def train_preference_model(
       params with a scalar head.
     """
     planned = batches(data, settings, seed, stream)
-    opt = optimizer.make(settings.optimizer, len(planned))
-    start = place(state.create(heads.with_scalar_head(params), opt), mesh)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=1)
-    final = train(
-        start,
-        state.make_step(make_loss(config, settings.remat), opt, state_shardings=layout(start)),
-        lambda n: shard_batch(planned[n], mesh),
-        len(planned),
-        checkpoints,
-        settings.save_every,
-        MetricsLog(directory / "metrics.jsonl"),
-        progress=progress,
-    )
-    checkpoints.close()
-    return final.params
+    return fit(
+        heads.with_scalar_head(params), make_loss(config, settings.remat), settings.optimizer,
+        planned, directory, settings.save_every, progress, mesh,
+    )  # fmt: skip

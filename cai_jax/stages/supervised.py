@@ -14,17 +14,13 @@ from cai_jax.batch import TokenBatch, pack
 from cai_jax.encoding import example
 from cai_jax.logprobs import chunked_token_logprobs
 from cai_jax.losses import cross_entropy
-from cai_jax.mesh import layout, place, shard_batch
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.scoring import CHUNK
 from cai_jax.models.transformer import Params, hidden_states, unembedding
 from cai_jax.prompts import Format
 from cai_jax.records import Response, Revision
 from cai_jax.tokenizer import Tokenizer
-from cai_jax.training import optimizer, state
-from cai_jax.training.checkpoint import Checkpoints
-from cai_jax.training.loop import train
-from cai_jax.training.metrics import MetricsLog
+from cai_jax.training.fit import fit
 from cai_jax.training.optimizer import OptimizerConfig
 
 
@@ -129,20 +125,8 @@ def finetune(
       SL-CAI's params.
     """
     epochs = [epoch_batches(data, settings, seed, epoch) for epoch in range(settings.epochs)]
-    batches = [batch for epoch in epochs for batch in epoch]
-    opt = optimizer.make(settings.optimizer, len(batches))
-    start = place(state.create(params, opt), mesh)
-    step = state.make_step(make_loss(config, settings.remat), opt, state_shardings=layout(start))
-    checkpoints = Checkpoints(directory / "checkpoints", keep=1)
-    final = train(
-        start,
-        step,
-        lambda n: shard_batch(jax.tree.map(np.asarray, batches[n]), mesh),
-        len(batches),
-        checkpoints,
-        settings.save_every,
-        MetricsLog(directory / "metrics.jsonl"),
-        progress=progress,
-    )
-    checkpoints.close()
-    return final.params
+    batches = [jax.tree.map(np.asarray, batch) for epoch in epochs for batch in epoch]
+    return fit(
+        params, make_loss(config, settings.remat), settings.optimizer, batches, directory,
+        settings.save_every, progress, mesh,
+    )  # fmt: skip

@@ -1,0 +1,45 @@
+"""What a config's `engine` and `mesh` come to on the devices that there are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from cai_jax.decoding import Engine
+from cai_jax.mesh import make_mesh
+from cai_jax.settings import ConfigError, EngineSize, MeshShape
+from cai_jax.weights.load import Model
+
+
+def engine_of(size: EngineSize, model: Model) -> Engine:
+    """An engine of the configured size for a model."""
+    memory = int(size.memory_gb * 1e9) or None
+    return Engine(model, size.slots, size.max_length, memory, size.few_sizes)
+
+
+def mesh_of_shape(shape: MeshShape) -> jax.sharding.Mesh | None:
+    """The configured mesh over all devices; None where there is one device alone.
+
+    Raises:
+      ValueError: the shape does not cover the devices.
+    """
+    mesh = make_mesh(dataclasses.asdict(shape))
+    return mesh if mesh.size > 1 else None
+
+
+def check_batch(name: str, rows: int, mesh: jax.sharding.Mesh | None) -> None:
+    """Refuses a batch that does not divide over the mesh.
+
+    Args:
+      name: of the setting, without "config.".
+
+    Raises:
+      ConfigError: naming it.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+    if rows % ways:
+        raise ConfigError(
+            f"config.{name} is {rows}, which does not divide over the mesh's data x fsdp = "
+            f"{ways} devices; change it or config.mesh."
+        )

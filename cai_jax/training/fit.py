@@ -1,0 +1,59 @@
+"""Training on planned batches with checkpoints and metrics in a folder: all stages but PPO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cai_jax.mesh import layout, place, shard_batch
+from cai_jax.models.transformer import Params
+from cai_jax.training import optimizer, state
+from cai_jax.training.checkpoint import Checkpoints
+from cai_jax.training.loop import train
+from cai_jax.training.metrics import MetricsLog
+from cai_jax.training.optimizer import OptimizerConfig
+
+
+def fit(
+    params: Params,
+    loss_fn: Callable[..., Any],
+    config: OptimizerConfig,
+    batches: Sequence[Any],
+    directory: Path,
+    save_every: int,
+    progress: Callable[[int, int, dict], None],
+    mesh: jax.sharding.Mesh | None = None,
+) -> Params:
+    """Trains a step on each batch; resumes from the newest checkpoint in `directory`.
+
+    Args:
+      params: the start; its buffers are taken over.
+      loss_fn: of (params, batch), as `state.make_step` takes it.
+      batches: all of them, numpy arrays, in order.
+      save_every: steps between checkpoints.
+      mesh: over which params, optimiser state and batches are split; None for one device.
+
+    Returns:
+      the trained params.
+
+    Raises:
+      TrainingError, CheckpointError: as `loop.train`.
+    """
+    opt = optimizer.make(config, len(batches))
+    start = place(state.create(params, opt), mesh)
+    checkpoints = Checkpoints(directory / "checkpoints", keep=1)
+    final = train(
+        start,
+        state.make_step(loss_fn, opt, state_shardings=layout(start)),
+        lambda n: shard_batch(batches[n], mesh),
+        len(batches),
+        checkpoints,
+        save_every,
+        MetricsLog(directory / "metrics.jsonl"),
+        progress=progress,
+    )
+    checkpoints.close()
+    return final.params
