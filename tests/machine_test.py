@@ -1,0 +1,30 @@
+"""What a config's engine and mesh come to."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from cai_jax import machine
+from cai_jax.settings import ConfigError, EngineSize, MeshShape
+
+
+def test_an_engine_takes_every_setting(monkeypatch, model):
+    monkeypatch.setattr(machine, "Engine", lambda *given: given)
+    given = machine.engine_of(EngineSize(3, 64, 0.5, True), model)
+    assert given == (model, 3, 64, 500_000_000, True)
+    assert machine.engine_of(EngineSize(3, 64, 0.0, False), model)[3:] == (None, False)
+
+
+def test_one_device_is_no_mesh(monkeypatch):
+    assert machine.mesh_of_shape(MeshShape(1, -1, 1)) is None
+    two = SimpleNamespace(size=2)
+    monkeypatch.setattr(machine, "make_mesh", lambda shape: two)
+    assert machine.mesh_of_shape(MeshShape(1, -1, 1)) is two
+
+
+def test_a_batch_divides_over_data_and_fsdp():
+    six = SimpleNamespace(shape={"data": 2, "fsdp": 3, "tensor": 5})
+    machine.check_batch("ppo.batch_size", 8, None)
+    machine.check_batch("ppo.batch_size", 12, six)
+    with pytest.raises(ConfigError, match=r"config.ppo.batch_size is 8.*data x fsdp = 6 devices"):
+        machine.check_batch("ppo.batch_size", 8, six)
