@@ -164,8 +164,8 @@ def small_steps():
     """Short bursts and chunks: their seams are everywhere, and few sizes are compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calls, "STEPS", 16)
-        patch.setattr(calls, "WIDTHS", (16,))
-        patch.setattr(engine_module, "WIDTHS", (16,))
+        patch.setattr(calls, "SIZES", (16, 64))
+        patch.setattr(engine_module, "SIZES", (16,))
         yield
 
 

@@ -20,8 +20,9 @@ from cai_jax.models.cached import Prefix
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.transformer import Params
 
-SIZES = (64, 128, 256, 512)  # tokens read in one call
-WIDTHS = (4, 16, 64, 256)  # tokens of one slot among them
+SIZES = (64, 128, 192, 256, 384, 512)  # tokens read in one call
+FEW_SIZES = (64, 192, 512)
+FEEDS = 8  # tokens read in a call for each slot that it has room for
 NODES = (1, 4, 16, 64, 256)  # option tokens of one slot scored in one call
 SCORED = 256  # option tokens of all slots scored in one call
 STEPS = 64  # most tokens a slot samples in one burst
@@ -65,6 +66,7 @@ class Calls:
         self._static = {"config": config, "dtype": dtype, "mesh": mesh}
         self._params, self._prefix, self._keys, self._stops = params, prefix, keys, stops
         self._limits = limits[-1:] if few_sizes else limits
+        self._sizes = FEW_SIZES if few_sizes else SIZES
         self._stats, self._called = stats, called
         eighths = (8,) if few_sizes or mesh is not None else (1, 2, 4, 8)  # no faster on a mesh
         self.row_counts = tuple(sorted({max(1, slots * n // 8) for n in eighths}))
@@ -98,11 +100,11 @@ class Calls:
           feeds: what each slot is still to read.
           lengths: what already stands in each.
         """
-        width, size, rows, taken = packing({i: len(f) for i, f in feeds.items()}, self.slots)
+        waiting = {i: len(feed) for i, feed in feeds.items()}
+        size, rows, taken = packing(waiting, self.slots, self._sizes)
         order = list(taken)
         ids = [token for i in order for token in feeds[i][: taken[i]]]
-        limit = self._limit(max(lengths[i] for i in order))
-        self._note("extend", size, rows, width, limit)
+        self._note("extend", size, rows)
         self._cache, self._logits = reading.extend(
             self._params,
             self._cache,
@@ -112,8 +114,6 @@ class Calls:
             padded([lengths[i] for i in order], rows, 0),
             padded(list(taken.values()), rows, 0),
             padded(ids, size, 0),
-            width=width,
-            limit=limit,
             **self._static,
         )
         self._stats.read += len(ids)
@@ -242,26 +242,26 @@ class Calls:
         self._called.add(size)
 
 
-def packing(waiting: dict[int, int], slots: int) -> tuple[int, int, int, dict[int, int]]:
+def packing(
+    waiting: dict[int, int], slots: int, sizes: tuple[int, ...]
+) -> tuple[int, int, dict[int, int]]:
     """What one call reads: the longest feeds first, until the call is full.
 
     Args:
       waiting: slot -> tokens it is still to read.
+      slots: how many there are.
+      sizes: of calls, ascending.
 
     Returns:
-      width, size and rows of the call, and how much of which slots it reads.
+      size and rows of the call, and how much of which slots it reads.
     """
-    longest_first = sorted(waiting, key=lambda i: (-waiting[i], i))
-    width = bucket(waiting[longest_first[0]], WIDTHS)
-    size = bucket(sum(min(n, width) for n in waiting.values()), SIZES)
-    width = min(width, size)
-    rows = max(1, min(slots, 2 * size // width))
-    taken, room = {}, size
-    for i in longest_first[:rows]:
-        if count := min(waiting[i], width, room):
+    size = bucket(max(sum(waiting.values()), len(waiting) * FEEDS), sizes)
+    rows, taken, room = max(1, min(slots, size // FEEDS)), {}, size
+    for i in sorted(waiting, key=lambda i: (-waiting[i], i))[:rows]:
+        if count := min(waiting[i], room):
             taken[i] = count
             room -= count
-    return width, size, rows, taken
+    return size, rows, taken
 
 
 def padded(values: list[int], size: int, filler: int) -> np.ndarray:

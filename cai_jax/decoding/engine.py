@@ -10,7 +10,7 @@ import numpy as np
 
 from cai_jax import rng
 from cai_jax.decoding import reading
-from cai_jax.decoding.calls import SIZES, WIDTHS, Calls, padded
+from cai_jax.decoding.calls import SIZES, Calls, padded
 from cai_jax.decoding.memory import SHARE, free_bytes, slot_bytes, slots_that_fit
 from cai_jax.decoding.schedule import Program, ScriptError, bucket, compile_script, read_limits
 from cai_jax.decoding.session import LEAST_FORK, Session
@@ -210,8 +210,8 @@ class Engine:
         mesh = mesh_of(self._unstacked)
         cache = kv_cache.empty(self.config, 1, capacity, self.dtype, mesh)
         scratch = reading.no_logits(self.config, 1, mesh)
-        for start in range(0, len(tokens), WIDTHS[-1]):
-            chunk = tokens[start : start + WIDTHS[-1]]
+        for start in range(0, len(tokens), SIZES[-1]):
+            chunk = tokens[start : start + SIZES[-1]]
             size = bucket(len(chunk), SIZES)
             cache, scratch = reading.extend(
                 self._unstacked,
@@ -220,8 +220,6 @@ class Engine:
                 None,
                 *np.asarray([[0], [start], [len(chunk)]], np.int32),
                 padded(list(chunk), size, 0),
-                width=min(size, WIDTHS[-1]),
-                limit=capacity if start else 0,
                 config=self.config,
                 dtype=self.dtype,
                 mesh=mesh,

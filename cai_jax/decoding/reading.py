@@ -20,7 +20,6 @@ from cai_jax.mesh import constrain, fitted
 from cai_jax.models import kv_cache
 from cai_jax.models.attention import cached_attention
 from cai_jax.models.cached import (
-    Layout,
     Prefix,
     block,
     cached_part,
@@ -31,6 +30,7 @@ from cai_jax.models.cached import (
 )
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.kv_cache import KVCache
+from cai_jax.models.tiles import Tiles, tiled_attention
 from cai_jax.models.transformer import Params
 
 LOGITS = ("slots", "vocab")  # names of the axes of the logits that are kept
@@ -44,16 +44,14 @@ class _Packed:
     """Where the tokens of a call come from and go to, the same for all layers.
 
     Attributes:
-      layout: of the list of N tokens in R rows.
+      tiles: of the list of N tokens.
       slots: int32[R], distinct; S marks a row that is only padding.
-      lengths: int32[R], tokens already in each slot.
       ends: int32[R], where each row ends in the list.
       to, places: int32[N], the slot and position of each token; S for padding.
     """
 
-    layout: Layout
+    tiles: Tiles
     slots: jax.Array
-    lengths: jax.Array
     ends: jax.Array
     to: jax.Array
     places: jax.Array
@@ -78,8 +76,6 @@ def extend(
     config: ModelConfig,
     dtype: jnp.dtype,
     mesh: Mesh | None = None,
-    width: int,
-    limit: int,
 ) -> tuple[KVCache, jax.Array]:
     """Reads forced tokens into slots.
 
@@ -90,37 +86,34 @@ def extend(
       prefix: shared by all rows, or None.
       slots: int32[R], distinct; S marks a row that is only padding.
       lengths: int32[R], tokens already in each slot.
-      counts: int32[R], how many each row reads; at most `width`.
+      counts: int32[R], how many each row reads.
       ids: int32[N], the rows' tokens one after the other, then padding.
-      width: static; W.
-      limit: static; no row's slot holds more than this before.
 
     Returns:
       The cache and the logits, rows of `slots` brought up to date.
     """
     static = {"config": config, "dtype": dtype, "mesh": mesh}
-    packed = _pack(slots, lengths, counts, len(ids), width=width, total=cache.slots)
+    packed = _pack(slots, lengths, counts, tokens=len(ids), total=cache.slots)
     x, angles = _embed(params["embed"], ids, packed.places, _before(prefix), **static)
     held = cache.layers
     for n, layer in enumerate(params["layers"]):
         shared = prefix and prefix.layer(n)
-        x, held[n] = _extend_layer(layer, held[n], shared, x, angles, packed, limit=limit, **static)
+        x, held[n] = _extend_layer(layer, held[n], shared, x, angles, packed, **static)
     last_logits = _keep_logits(params, last_logits, x, packed, **static)
     return KVCache.of_layers(held), last_logits
 
 
-@functools.partial(jax.jit, static_argnames=("tokens", "width", "total"))
+@functools.partial(jax.jit, static_argnames=("tokens", "total"))
 def _pack(
-    slots: jax.Array, lengths: jax.Array, counts: jax.Array, tokens: int, *, width: int, total: int
+    slots: jax.Array, lengths: jax.Array, counts: jax.Array, *, tokens: int, total: int
 ) -> _Packed:
     ends = jnp.cumsum(counts)
     number = jnp.arange(tokens)
     rows = jnp.searchsorted(ends, number, side="right")
     offsets = number - (ends - counts).at[rows].get(mode="clip")
     return _Packed(
-        layout=Layout.of(rows, offsets, slots.shape[0], width),
+        tiles=Tiles.of(tokens, lengths, counts),
         slots=slots,
-        lengths=lengths,
         ends=ends,
         to=slots.at[rows].get(mode="fill", fill_value=total),
         places=lengths.at[rows].get(mode="clip") + offsets,
@@ -134,25 +127,21 @@ def _embed(embed, ids, places, before, *, config, dtype, mesh):
     return constrain(x, mesh, *_STREAM), angles
 
 
-@functools.partial(jax.jit, static_argnames=(*_STATIC, "limit"), donate_argnames=("held",))
-def _extend_layer(layer, held, shared, x, angles, packed, *, config, dtype, mesh, limit):
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("held",))
+def _extend_layer(layer, held, shared, x, angles, packed, *, config, dtype, mesh):
     """One layer of `extend`: the residual stream after it, and the layer's keys and values."""
-    layout, width = packed.layout, packed.layout.index.shape[1]
-    stand = (jnp.arange(limit) < packed.lengths[:, None])[:, None]
-    earlier = kv_cache.pick_layer(held, packed.slots, limit)
-    causal = jnp.tril(jnp.ones((width, width), bool))
 
     def attend(q, k, v):
-        parts = (
-            *shared_part(shared),
-            *cached_part(earlier, stand),
-            new_part(layout.to_rows(k), layout.to_rows(v), causal),
-        )
-        after = kv_cache.write(held, (k, v), packed.to, packed.places)
-        return layout.to_list(cached_attention(layout.to_rows(q), parts)), after
+        after = kv_cache.constrained(kv_cache.write(held, (k, v), packed.to, packed.places), mesh)
+        mine, slots = after, packed.slots
+        if mesh is not None:  # every device goes through all rows of its heads
+            mine = kv_cache.pick_layer(after, slots, after[1].shape[2])
+            mine = jax.tree.map(lambda a: constrain(a, mesh, "kv_heads"), mine)
+            q, slots = constrain(q, mesh, None, "kv_heads"), jnp.arange(len(slots))
+        return tiled_attention(q, mine, shared, slots, packed.tiles), after
 
     x, held = block(config, dtype, layer, x, angles, attend)
-    return constrain(x, mesh, *_STREAM), kv_cache.constrained(held, mesh)
+    return constrain(x, mesh, *_STREAM), held
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("last_logits",))

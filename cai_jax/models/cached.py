@@ -54,42 +54,6 @@ class Prefix:
         return self.cache.k[number], self.cache.v[number], self.length
 
 
-@flax.struct.dataclass
-class Layout:
-    """Where N tokens in a list stand in R rows of W places.
-
-    Attributes:
-      rows: int32[N]; R marks padding.
-      offsets: int32[N], below W.
-      index: int32[R, W], which of the list stands at a place; N for none.
-    """
-
-    rows: jax.Array
-    offsets: jax.Array
-    index: jax.Array
-
-    @classmethod
-    def of(cls, rows: jax.Array, offsets: jax.Array, count: int, width: int) -> Layout:
-        n = rows.shape[0]
-        empty = jnp.full((count, width), n, jnp.int32)
-        return cls(rows, offsets, empty.at[rows, offsets].set(jnp.arange(n), mode="drop"))
-
-    def to_rows(self, x: jax.Array) -> jax.Array:
-        """[N, K, ...] -> [K, R, W, ...]; zeros where nothing stands."""
-        n, kv_heads, *rest = x.shape
-        head = jnp.arange(kv_heads)[:, None, None]
-        flat = x.reshape(n * kv_heads, *rest)
-        return flat.at[self.index * kv_heads + head].get(mode="fill", fill_value=0)
-
-    def to_list(self, x: jax.Array) -> jax.Array:
-        """[K, R, W, ...] -> [N, K, ...]."""
-        kv_heads, r, w, *rest = x.shape
-        place = self.rows * w + self.offsets
-        flat = x.reshape(kv_heads * r * w, *rest)
-        head = jnp.arange(kv_heads) * (r * w)
-        return flat.at[place[:, None] + head].get(mode="clip")
-
-
 def unstacked(params: Params) -> Params:
     """The layout that decoding reads, a tree of:
 

@@ -1,0 +1,138 @@
+"""Exact attention of many rows' new tokens to what stands in their slots, tile by tile.
+
+A tile is a few tokens of one row that follow each other. It goes through the keys in blocks, as far
+as its own text reaches, and keeps a running maximum and denominator (flash attention). So the work
+is what the texts come to, whatever the buffers' sizes, and a block's scores stay in the processor's
+cache; lengths are data, and no length compiles anything anew.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from cai_jax.models.attention import MASKED
+from cai_jax.models.kv_cache import Layer
+
+TILE, WIDEST = 16, 256  # least and most tokens of one row that go through the keys together
+BLOCK = 256  # keys that all tokens meet together, of what all rows read first
+OWN_BLOCK = 128  # keys of its own that a tile meets together; more in a wider tile
+
+State = tuple[jax.Array, jax.Array, jax.Array]  # maximum, denominator and sum of values
+
+
+@flax.struct.dataclass
+class Tiles:
+    """Where the tokens of a list of N stand, in M tiles of T.
+
+    Attributes:
+      index: int32[M, T], which token of the list; N for none.
+      rows: int32[M], the row.
+      first: int32[M], the place in its text of the first token.
+      used: int32[], how many tiles hold anything.
+    """
+
+    index: jax.Array
+    rows: jax.Array
+    first: jax.Array
+    used: jax.Array
+
+    @classmethod
+    def of(cls, tokens: int, lengths: jax.Array, counts: jax.Array) -> Tiles:
+        """Rows' tokens one after the other: counts int32[R] of them behind lengths int32[R]."""
+        tile = min(max(TILE, tokens // len(counts)), WIDEST)
+        count = (tokens + len(counts) * (tile - 1)) // tile  # whatever the rows' shares
+        last = jnp.cumsum(-(-counts // tile))
+        number = jnp.arange(count)
+        rows = jnp.minimum(jnp.searchsorted(last, number, side="right"), len(counts) - 1)
+        within = (number - (last - -(-counts // tile))[rows]) * tile
+        offset = within[:, None] + jnp.arange(tile)
+        ends = jnp.cumsum(counts)
+        index = jnp.where(offset < counts[rows, None], (ends - counts)[rows, None] + offset, tokens)
+        return cls(index, rows, lengths[rows] + within, last[-1])
+
+
+def tiled_attention(
+    q: jax.Array,
+    held: Layer,
+    shared: tuple[jax.Array, jax.Array, jax.Array] | None,
+    slots: jax.Array,
+    tiles: Tiles,
+) -> jax.Array:
+    """Each token attends to what all rows read first, to its row before it, and to itself.
+
+    Args:
+      q: [N, K, G, C].
+      held: k [K, S, C, P] and v [K, S, P, C], the new tokens' among them.
+      shared: keys [K, 1, C, P], values [K, 1, P, C] and length int32[], or None.
+      slots: int32[R], where each row stands in `held`.
+      tiles: of the list.
+
+    Returns:
+      [N, K, G, C]; zeros for padding.
+    """
+    tokens, kv_heads, group, size = q.shape
+    q = (q * size**-0.5).swapaxes(0, 1)
+    before = (
+        jnp.full((kv_heads, tokens * group, 1), MASKED, jnp.float32),
+        jnp.zeros((kv_heads, tokens * group, 1), jnp.float32),
+        jnp.zeros((kv_heads, tokens * group, size), jnp.float32),
+    )
+    if shared is not None:
+        everyone = q.reshape(kv_heads, -1, size)
+        before = _through(before, everyone, shared[:2], 0, shared[2], None, BLOCK)
+    before = [x.reshape(kv_heads, tokens, group, -1) for x in before]
+
+    def one(number: jax.Array, out: jax.Array) -> jax.Array:
+        index, first = tiles.index[number], tiles.first[number]
+
+        def taken(x: jax.Array) -> jax.Array:
+            return x.at[:, index].get(mode="fill", fill_value=0).reshape(kv_heads, -1, x.shape[-1])
+
+        places = jnp.repeat(first + jnp.arange(len(index)), group)
+        end = first + (index < tokens).sum()
+        state = tuple(map(taken, before))
+        slot = slots[tiles.rows[number]]
+        block = max(OWN_BLOCK, len(index))
+        _, total, values = _through(state, taken(q), held, slot, end, places, block)
+        got = (values / total).astype(q.dtype).reshape(kv_heads, len(index), group, size)
+        return out.at[:, index].set(got, mode="drop")
+
+    return jax.lax.fori_loop(0, tiles.used, one, jnp.zeros_like(q)).swapaxes(0, 1)
+
+
+def _through(
+    state: State,
+    q: jax.Array,
+    held: Layer,
+    slot: jax.Array | int,
+    length: jax.Array,
+    places: jax.Array | None,
+    block: int,
+) -> State:
+    """Queries [K, Q, C] through one slot's first `length` keys, none behind a query's place."""
+    k, v = held
+    block = min(block, v.shape[2])
+
+    def one(number: jax.Array, state: State) -> State:
+        maximum, total, values = state
+        begin = jnp.minimum(number * block, v.shape[2] - block)
+        keys = jax.lax.dynamic_slice(k, (0, slot, 0, begin), (len(k), 1, k.shape[2], block))[:, 0]
+        met = jax.lax.dynamic_slice(v, (0, slot, begin, 0), (len(v), 1, block, v.shape[3]))[:, 0]
+        place = begin + jnp.arange(block)
+        seen = (place >= number * block) & (place < length)
+        seen = seen if places is None else seen & (place <= places[:, None])
+        scores = jnp.einsum(
+            "kqc,kcp->kqp", q, keys.astype(q.dtype), preferred_element_type=jnp.float32
+        )
+        scores = jnp.where(seen, scores, MASKED)
+        higher = jnp.maximum(maximum, scores.max(-1, keepdims=True))
+        fade, weights = jnp.exp(maximum - higher), jnp.exp(scores - higher)
+        new = jnp.einsum(
+            "kqp,kpc->kqc", weights.astype(q.dtype), met.astype(q.dtype),
+            preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        return higher, total * fade + weights.sum(-1, keepdims=True), values * fade + new
+
+    return jax.lax.fori_loop(0, -(-length // block), one, state)

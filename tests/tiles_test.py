@@ -1,0 +1,78 @@
+"""Attention of new tokens to their slots, tile by tile, against attention to everything at once."""
+
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cai_jax.models import tiles as tiling
+from cai_jax.models.tiles import Tiles, tiled_attention
+
+KV_HEADS, GROUP, SIZE, SLOTS, LENGTH = 2, 3, 8, 7, 40
+
+
+def dense(q, k, v):
+    """Softmax attention [K, G, C] to keys and values [K, P, C], in float64."""
+    scores = np.einsum("kgc,kpc->kgp", q, k) / np.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("kgp,kpc->kgc", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("before", [None, 0, 1, 11, 24])
+@pytest.mark.parametrize("rows", [1, 3, 6])
+def test_tiles_give_what_dense_attention_gives(monkeypatch, rows, before):
+    monkeypatch.setattr(tiling, "TILE", 4)
+    monkeypatch.setattr(tiling, "WIDEST", 16)
+    monkeypatch.setattr(tiling, "BLOCK", 10)  # divides neither 24 nor any length
+    monkeypatch.setattr(tiling, "OWN_BLOCK", 9)
+    draw, random_numbers = random.Random(rows), np.random.default_rng(rows)
+    counts = [draw.choice((0, 1, 3, 4, 9, 17)) for _ in range(rows)]
+    counts[0] = max(counts[0], 5)
+    lengths = [draw.randint(0, LENGTH - n) for n in counts]
+    slots = draw.sample(range(SLOTS), rows)
+    tokens = sum(counts) + 3
+    normal = lambda *shape: random_numbers.normal(size=shape)  # noqa: E731
+    q = normal(tokens, KV_HEADS, GROUP, SIZE)
+    k, v = (normal(KV_HEADS, SLOTS, LENGTH, SIZE) for _ in "kv")
+    first_k, first_v = (normal(KV_HEADS, 1, 24, SIZE) for _ in "kv")
+    shared = None
+    if before is not None:
+        shared = (jnp.asarray(first_k.swapaxes(2, 3)), jnp.asarray(first_v), jnp.int32(before))
+
+    found = jax.jit(tiled_attention)(
+        jnp.asarray(q),
+        (jnp.asarray(k.swapaxes(2, 3)), jnp.asarray(v)),
+        shared,
+        jnp.asarray(slots, jnp.int32),
+        Tiles.of(tokens, jnp.asarray(lengths), jnp.asarray(counts)),
+    )
+
+    token = 0
+    for slot, length, count in zip(slots, lengths, counts, strict=True):
+        for place in range(length, length + count):
+            keys, values = (
+                np.concatenate([f[:, 0, : before or 0], own[:, slot, : place + 1]], 1)
+                for f, own in ((first_k, k), (first_v, v))
+            )
+            np.testing.assert_allclose(found[token], dense(q[token], keys, values), atol=2e-6)
+            token += 1
+    assert not np.any(found[token:])
+
+
+def test_tiles_hold_every_token_once_whatever_the_rows_shares():
+    draw = random.Random(1)
+    for _ in range(50):
+        rows, tokens = draw.choice((1, 2, 8, 32)), draw.choice((64, 192, 512))
+        cuts = sorted(draw.randint(0, tokens) for _ in range(rows))
+        counts = [b - a for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
+        lengths = [draw.randint(0, 90) for _ in range(rows)]
+        tiles = Tiles.of(tokens, jnp.asarray(lengths), jnp.asarray(counts))
+        used = np.asarray(tiles.index)[: int(tiles.used)]
+        assert np.all(np.asarray(tiles.index)[int(tiles.used) :] == tokens)
+        assert sorted(used[used < tokens]) == list(range(sum(counts)))
+        for index, row, first in zip(used, tiles.rows, tiles.first, strict=False):
+            begin = sum(counts[: int(row)])
+            assert index[0] - begin == int(first) - lengths[int(row)]
+            assert np.all(index[index < tokens] < begin + counts[int(row)])
