@@ -1,4 +1,4 @@
-"""One decode step of an 8B model compiled for TPUs, without a TPU: what it reads and writes.
+"""An 8B model's decode step and read layer compiled for TPUs, without a TPU: bytes and memory.
 
 python -m benchmarks.tpu_decode v5e:4x4 v6e:4x4 --tensor 8 --slots 128
 
@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 
 from benchmarks.hlo_traffic import Traffic, loop_traffic
 from cai_jax.decoding import bursts, reading
+from cai_jax.decoding.calls import FEEDS
 from cai_jax.decoding.sampling import Rule
 from cai_jax.mesh import MESH_AXES, fitted
 from cai_jax.models import kv_cache, transformer
@@ -129,6 +130,45 @@ def compile_step(
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
     )
+
+
+def compile_reading(
+    config: ModelConfig, mesh: Mesh, slots: int, length: int, prefix: int, tokens: int, dtype
+) -> tuple[int, int, str]:
+    """Compiles one layer of `reading.extend` behind a shared prefix.
+
+    Returns:
+      Bytes on one device of its arguments and of its temporaries, and the compiled program's text.
+    """
+    array = lambda shape, kind, *names: jax.ShapeDtypeStruct(  # noqa: E731
+        shape, kind, sharding=fitted(mesh, shape, *names)
+    )
+    shapes = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
+    layer = abstract_unstacked(shapes, mesh, dtype)["layers"][0]
+
+    def keys_and_values(count: int, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        one = jax.eval_shape(lambda: kv_cache.empty(config, count, size, dtype)).layers[0]
+        return tuple(array(x.shape, x.dtype, *kv_cache.AXES) for x in one)
+
+    column = jax.ShapeDtypeStruct((min(slots, tokens // FEEDS),), jnp.int32)
+    packed = jax.eval_shape(
+        functools.partial(reading.pack, tokens=tokens, total=slots), column, column, column
+    )
+    packed = jax.tree.map(lambda x: array(x.shape, x.dtype), packed)
+    angle = array((config.head_dim // 2, tokens), jnp.float32, *reading.STREAM)
+    compiled = reading.extend_layer.lower(
+        layer,
+        keys_and_values(slots, length),
+        (*keys_and_values(1, prefix), array((), jnp.int32)),
+        array((config.embed, tokens), dtype, *reading.STREAM),
+        (angle, angle),
+        packed,
+        config=config,
+        dtype=jnp.dtype(dtype),
+        mesh=mesh,
+    ).compile()
+    memory = compiled.memory_analysis()
+    return memory.argument_size_in_bytes, memory.temp_size_in_bytes, compiled.as_text()
 
 
 def local_bytes(tree) -> int:

@@ -1,15 +1,20 @@
-"""An 8B decode step compiled for TPUs: it moves little more than params and cache."""
+"""An 8B model compiled for TPUs: a decode step moves little more than params and cache."""
 
 import importlib.util
+import re
 
+import jax.numpy as jnp
 import pytest
 
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="compiling for a TPU needs libtpu: pip install -e '.[plan]'",
+    ),
+    pytest.mark.parametrize("topology", ["v5e:4x4", "v6e:4x4"]),
+]
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="compiling for a TPU needs libtpu: pip install -e '.[plan]'",
-)
-@pytest.mark.parametrize("topology", ["v5e:4x4", "v6e:4x4"])
+
 def test_a_step_moves_params_and_cache_once(topology):
     from benchmarks import tpu_decode
 
@@ -19,3 +24,20 @@ def test_a_step_moves_params_and_cache_once(topology):
     # Below 1 where some weights stay in on-chip memory from step to step.
     assert 0.7 < step.ratio < 1.15, step.traffic.largest
     assert step.temporary < step.arguments / 2
+
+
+def test_a_layer_reads_without_the_host_and_in_little_memory(topology):
+    from benchmarks import tpu_decode
+
+    mesh = tpu_decode.mesh_for(topology, tensor=8)
+    arguments, temporary, text = tpu_decode.compile_reading(
+        tpu_decode.LLAMA_8B,
+        mesh,
+        slots=128,
+        length=1024,
+        prefix=2048,
+        tokens=512,
+        dtype=jnp.bfloat16,
+    )
+    assert not re.search(r"= .* (send|recv|infeed|outfeed)\(", text)
+    assert temporary < arguments / 2

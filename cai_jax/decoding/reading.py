@@ -34,13 +34,13 @@ from cai_jax.models.tiles import Tiles, tiled_attention
 from cai_jax.models.transformer import Params
 
 LOGITS = ("slots", "vocab")  # names of the axes of the logits that are kept
-_STREAM = (None, "slots")  # of the residual stream [D, N]
+STREAM = (None, "slots")  # of the residual stream [D, N]
 
 _STATIC = ("config", "dtype", "mesh")
 
 
 @flax.struct.dataclass
-class _Packed:
+class Packed:
     """Where the tokens of a call come from and go to, the same for all layers.
 
     Attributes:
@@ -93,25 +93,25 @@ def extend(
       The cache and the logits, rows of `slots` brought up to date.
     """
     static = {"config": config, "dtype": dtype, "mesh": mesh}
-    packed = _pack(slots, lengths, counts, tokens=len(ids), total=cache.slots)
+    packed = pack(slots, lengths, counts, tokens=len(ids), total=cache.slots)
     x, angles = _embed(params["embed"], ids, packed.places, _before(prefix), **static)
     held = cache.layers
     for n, layer in enumerate(params["layers"]):
         shared = prefix and prefix.layer(n)
-        x, held[n] = _extend_layer(layer, held[n], shared, x, angles, packed, **static)
+        x, held[n] = extend_layer(layer, held[n], shared, x, angles, packed, **static)
     last_logits = _keep_logits(params, last_logits, x, packed, **static)
     return KVCache.of_layers(held), last_logits
 
 
 @functools.partial(jax.jit, static_argnames=("tokens", "total"))
-def _pack(
+def pack(
     slots: jax.Array, lengths: jax.Array, counts: jax.Array, *, tokens: int, total: int
-) -> _Packed:
+) -> Packed:
     ends = jnp.cumsum(counts)
     number = jnp.arange(tokens)
     rows = jnp.searchsorted(ends, number, side="right")
     offsets = number - (ends - counts).at[rows].get(mode="clip")
-    return _Packed(
+    return Packed(
         tiles=Tiles.of(tokens, lengths, counts),
         slots=slots,
         ends=ends,
@@ -123,12 +123,12 @@ def _pack(
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _embed(embed, ids, places, before, *, config, dtype, mesh):
     x, angles = embedded(config, dtype, embed, ids.ravel(), places.ravel() + before)
-    angles = tuple(constrain(a, mesh, *_STREAM) for a in angles)
-    return constrain(x, mesh, *_STREAM), angles
+    angles = tuple(constrain(a, mesh, *STREAM) for a in angles)
+    return constrain(x, mesh, *STREAM), angles
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("held",))
-def _extend_layer(layer, held, shared, x, angles, packed, *, config, dtype, mesh):
+def extend_layer(layer, held, shared, x, angles, packed, *, config, dtype, mesh):
     """One layer of `extend`: the residual stream after it, and the layer's keys and values."""
 
     def attend(q, k, v):
@@ -141,7 +141,7 @@ def _extend_layer(layer, held, shared, x, angles, packed, *, config, dtype, mesh
         return tiled_attention(q, mine, shared, slots, packed.tiles), after
 
     x, held = block(config, dtype, layer, x, angles, attend)
-    return constrain(x, mesh, *_STREAM), held
+    return constrain(x, mesh, *STREAM), held
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("last_logits",))
@@ -236,7 +236,7 @@ def _score_layer(
         return out.reshape(rows * width, *out.shape[2:]), None
 
     x, _ = block(config, dtype, layer, x, angles, attend)
-    return constrain(x, mesh, *_STREAM)
+    return constrain(x, mesh, *STREAM)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
