@@ -69,6 +69,11 @@ def loop_traffic(text: str) -> Traffic:
     return Traffic(sum(c for c, _ in costs), tuple(sorted(costs, reverse=True)[:20]), tuple(host))
 
 
+def host_transfers(text: str) -> tuple[str, ...]:
+    """Names of the instructions of a whole module that send to the host or receive from it."""
+    return tuple(i.name for c in parse(text).values() for i in c.values() if _is_host(i))
+
+
 def parse(text: str) -> dict[str, Computation]:
     """Computations by name, the entry's with "ENTRY " before it."""
     found: dict[str, Computation] = {}

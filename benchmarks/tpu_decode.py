@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 
-from benchmarks.hlo_traffic import Traffic, loop_traffic
+from benchmarks.hlo_traffic import Traffic, host_transfers, loop_traffic
 from cai_jax.decoding import bursts, reading
-from cai_jax.decoding.calls import FEEDS
+from cai_jax.decoding.calls import FEEDS, SIZES
 from cai_jax.decoding.sampling import Rule
 from cai_jax.mesh import MESH_AXES, fitted
 from cai_jax.models import kv_cache, transformer
@@ -47,6 +47,7 @@ LLAMA_8B = ModelConfig(
     context=8192,
 )
 STEPS = 64  # of a burst
+PREFIX = 2048  # tokens that all slots read first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +86,9 @@ def compile_step(
     config: ModelConfig, mesh: Mesh, slots: int, length: int, dtype=jnp.bfloat16
 ) -> Step:
     """Compiles `bursts.decode` for all slots and their whole length."""
-    array = lambda shape, kind, *names: jax.ShapeDtypeStruct(  # noqa: E731
-        shape, kind, sharding=fitted(mesh, shape, *names)
-    )
+    array = functools.partial(_array, mesh)
     column = lambda kind: array((slots,), kind)  # noqa: E731
-    shapes = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
-    params = abstract_unstacked(shapes, mesh, dtype)
+    params = _params(config, mesh, dtype)
     cache = jax.eval_shape(lambda: kv_cache.empty(config, slots, length, dtype, mesh))
     cache = jax.tree.map(lambda x: array(x.shape, x.dtype, *kv_cache.AXES), cache)
     draws = bursts.Draws(
@@ -133,33 +131,29 @@ def compile_step(
 
 
 def compile_reading(
-    config: ModelConfig, mesh: Mesh, slots: int, length: int, prefix: int, tokens: int, dtype
-) -> tuple[int, int, str]:
-    """Compiles one layer of `reading.extend` behind a shared prefix.
+    config: ModelConfig, mesh: Mesh, slots: int, length: int, dtype=jnp.bfloat16
+) -> tuple[int, int, tuple[str, ...]]:
+    """Compiles one layer of `reading.extend` of a full call behind a shared prefix.
 
     Returns:
-      Bytes on one device of its arguments and of its temporaries, and the compiled program's text.
+      Bytes on one device of its arguments and of its temporaries, and its transfers to the host.
     """
-    array = lambda shape, kind, *names: jax.ShapeDtypeStruct(  # noqa: E731
-        shape, kind, sharding=fitted(mesh, shape, *names)
-    )
-    shapes = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
-    layer = abstract_unstacked(shapes, mesh, dtype)["layers"][0]
+    array = functools.partial(_array, mesh)
 
     def keys_and_values(count: int, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         one = jax.eval_shape(lambda: kv_cache.empty(config, count, size, dtype)).layers[0]
         return tuple(array(x.shape, x.dtype, *kv_cache.AXES) for x in one)
 
+    tokens = SIZES[-1]
     column = jax.ShapeDtypeStruct((min(slots, tokens // FEEDS),), jnp.int32)
-    packed = jax.eval_shape(
-        functools.partial(reading.pack, tokens=tokens, total=slots), column, column, column
-    )
+    pack = functools.partial(reading.pack, tokens=tokens, total=slots)
+    packed = jax.eval_shape(pack, column, column, column)
     packed = jax.tree.map(lambda x: array(x.shape, x.dtype), packed)
     angle = array((config.head_dim // 2, tokens), jnp.float32, *reading.STREAM)
     compiled = reading.extend_layer.lower(
-        layer,
+        _params(config, mesh, dtype)["layers"][0],
         keys_and_values(slots, length),
-        (*keys_and_values(1, prefix), array((), jnp.int32)),
+        (*keys_and_values(1, PREFIX), array((), jnp.int32)),
         array((config.embed, tokens), dtype, *reading.STREAM),
         (angle, angle),
         packed,
@@ -168,7 +162,18 @@ def compile_reading(
         mesh=mesh,
     ).compile()
     memory = compiled.memory_analysis()
-    return memory.argument_size_in_bytes, memory.temp_size_in_bytes, compiled.as_text()
+    sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    return *sizes, host_transfers(compiled.as_text())
+
+
+def _array(mesh: Mesh, shape: tuple[int, ...], kind, *names: str | None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, kind, sharding=fitted(mesh, shape, *names))
+
+
+def _params(config: ModelConfig, mesh: Mesh, dtype):
+    """Shapes of the weights in the layout of `models.cached.unstacked`."""
+    shapes = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
+    return abstract_unstacked(shapes, mesh, dtype)
 
 
 def local_bytes(tree) -> int:
@@ -185,16 +190,19 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=128)
     parser.add_argument("--context", type=int, default=1024)
     args = parser.parse_args()
-    print("per device, MB    params   cache    step   ratio    temp  arguments  host transfers")
+    print("per device, MB           params   cache    step   ratio    temp  arguments  host")
     for name in args.topologies:
-        step = compile_step(LLAMA_8B, mesh_for(name, args.tensor), args.slots, args.context)
+        mesh = mesh_for(name, args.tensor)
+        step = compile_step(LLAMA_8B, mesh, args.slots, args.context)
         columns = (step.params, step.cache, step.traffic.bytes)
         sizes = "".join(f"{x / 1e6:8.0f}" for x in columns)
-        print(
-            f"{name:15}{sizes}{step.ratio:8.3f}{step.temporary / 1e6:8.0f}"
-            f"{step.arguments / 1e6:11.0f}  {', '.join(step.traffic.host) or 'none'}",
-            flush=True,
-        )
+        memory = f"{step.temporary / 1e6:8.0f}{step.arguments / 1e6:11.0f}"
+        host = ", ".join(step.traffic.host) or "none"
+        print(f"{name + ', decode step':22}{sizes}{step.ratio:8.3f}{memory}  {host}", flush=True)
+        arguments, temporary, transfers = compile_reading(LLAMA_8B, mesh, args.slots, args.context)
+        memory = f"{temporary / 1e6:8.0f}{arguments / 1e6:11.0f}"
+        host = ", ".join(transfers) or "none"
+        print(f"{name + ', read layer':22}{'':32}{memory}  {host}", flush=True)
 
 
 if __name__ == "__main__":

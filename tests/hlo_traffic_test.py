@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.hlo_traffic import loop_traffic, size
+from benchmarks.hlo_traffic import host_transfers, loop_traffic, size
 
 MODULE = """\
 HloModule step, is_scheduled=true
@@ -77,7 +77,8 @@ def test_copies_prefetches_and_collectives_count(line, more):
     ],
 )
 def test_transfers_to_the_host_are_named(line):
-    assert loop_traffic(MODULE.format(more=f"  {line}")).host == ("x",)
+    text = MODULE.format(more=f"  {line}")
+    assert loop_traffic(text).host == ("x",) == host_transfers(text)
 
 
 def test_sizes_of_types():

@@ -76,3 +76,11 @@ def test_tiles_hold_every_token_once_whatever_the_rows_shares():
             begin = sum(counts[: int(row)])
             assert index[0] - begin == int(first) - lengths[int(row)]
             assert np.all(index[index < tokens] < begin + counts[int(row)])
+
+
+def test_tiles_are_enough_where_every_row_begins_one_for_a_single_token():
+    counts = [1] * 31 + [481]  # 512 tokens, each row one more than whole tiles of 16
+    tiles = Tiles.of(512, jnp.zeros(32, jnp.int32), jnp.asarray(counts))
+    assert int(tiles.used) == len(tiles.index) == 31 + 31
+    used = np.asarray(tiles.index)
+    assert sorted(used[used < 512]) == list(range(512))

@@ -1,9 +1,7 @@
 """An 8B model compiled for TPUs: a decode step moves little more than params and cache."""
 
 import importlib.util
-import re
 
-import jax.numpy as jnp
 import pytest
 
 pytestmark = [
@@ -30,14 +28,8 @@ def test_a_layer_reads_without_the_host_and_in_little_memory(topology):
     from benchmarks import tpu_decode
 
     mesh = tpu_decode.mesh_for(topology, tensor=8)
-    arguments, temporary, text = tpu_decode.compile_reading(
-        tpu_decode.LLAMA_8B,
-        mesh,
-        slots=128,
-        length=1024,
-        prefix=2048,
-        tokens=512,
-        dtype=jnp.bfloat16,
+    arguments, temporary, host = tpu_decode.compile_reading(
+        tpu_decode.LLAMA_8B, mesh, slots=128, length=1024
     )
-    assert not re.search(r"= .* (send|recv|infeed|outfeed)\(", text)
+    assert host == ()
     assert temporary < arguments / 2

@@ -21,7 +21,7 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.transformer import Params
 
 SIZES = (64, 128, 192, 256, 384, 512)  # tokens read in one call
-FEW_SIZES = (64, 192, 512)
+FEW_SIZES = (64, 192, 512)  # where little is to be compiled
 FEEDS = 8  # tokens read in a call for each slot that it has room for
 NODES = (1, 4, 16, 64, 256)  # option tokens of one slot scored in one call
 SCORED = 256  # option tokens of all slots scored in one call
@@ -38,7 +38,7 @@ class Calls:
       stops: the stop automaton's table and each stop set's first state.
       slots: S.
       limits: lengths up to which slots may be read, ascending; the last is the cache's length.
-      few_sizes: whether every call takes all slots at their whole length.
+      few_sizes: whether to read in FEW_SIZES, and otherwise all slots at their whole length.
       called: the sizes that were called before; added to.
 
     Attributes:

@@ -107,6 +107,7 @@ def extend(
 def pack(
     slots: jax.Array, lengths: jax.Array, counts: jax.Array, *, tokens: int, total: int
 ) -> Packed:
+    """Where N `tokens` of rows go in a cache of `total` slots; the rest as `extend` takes it."""
     ends = jnp.cumsum(counts)
     number = jnp.arange(tokens)
     rows = jnp.searchsorted(ends, number, side="right")

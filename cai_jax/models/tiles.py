@@ -43,10 +43,11 @@ class Tiles:
         """Rows' tokens one after the other: counts int32[R] of them behind lengths int32[R]."""
         tile = min(max(TILE, tokens // len(counts)), WIDEST)
         count = (tokens + len(counts) * (tile - 1)) // tile  # whatever the rows' shares
-        last = jnp.cumsum(-(-counts // tile))
+        each = -(-counts // tile)
+        last = jnp.cumsum(each)
         number = jnp.arange(count)
         rows = jnp.minimum(jnp.searchsorted(last, number, side="right"), len(counts) - 1)
-        within = (number - (last - -(-counts // tile))[rows]) * tile
+        within = (number - (last - each)[rows]) * tile
         offset = within[:, None] + jnp.arange(tile)
         ends = jnp.cumsum(counts)
         index = jnp.where(offset < counts[rows, None], (ends - counts)[rows, None] + offset, tokens)
@@ -129,10 +130,8 @@ def _through(
         scores = jnp.where(seen, scores, MASKED)
         higher = jnp.maximum(maximum, scores.max(-1, keepdims=True))
         fade, weights = jnp.exp(maximum - higher), jnp.exp(scores - higher)
-        new = jnp.einsum(
-            "kqp,kpc->kqc", weights.astype(q.dtype), met.astype(q.dtype),
-            preferred_element_type=jnp.float32,
-        )  # fmt: skip
+        weighted = weights.astype(q.dtype), met.astype(q.dtype)
+        new = jnp.einsum("kqp,kpc->kqc", *weighted, preferred_element_type=jnp.float32)
         return higher, total * fade + weights.sum(-1, keepdims=True), values * fade + new
 
     return jax.lax.fori_loop(0, -(-length // block), one, state)
