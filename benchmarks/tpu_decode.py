@@ -1,4 +1,4 @@
-"""An 8B model's decode step and read layer compiled for TPUs, without a TPU: bytes and memory.
+"""An 8B model compiled for TPUs, without a TPU: its decode step's bytes, and memory to read.
 
 python -m benchmarks.tpu_decode v5e:4x4 v6e:4x4 --tensor 8 --slots 128
 
@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from benchmarks.hlo_traffic import Traffic, host_transfers, loop_traffic
 from cai_jax.decoding import bursts, reading
-from cai_jax.decoding.calls import FEEDS, SIZES
+from cai_jax.decoding.calls import FEEDS, NODES, SIZES
 from cai_jax.decoding.sampling import Rule
 from cai_jax.mesh import MESH_AXES, fitted
 from cai_jax.models import kv_cache, transformer
@@ -132,11 +132,13 @@ def compile_step(
 
 def compile_reading(
     config: ModelConfig, mesh: Mesh, slots: int, length: int, dtype=jnp.bfloat16
-) -> tuple[int, int, tuple[str, ...]]:
-    """Compiles one layer of `reading.extend` of a full call behind a shared prefix.
+) -> dict[str, tuple[int, int, tuple[str, ...]]]:
+    """Compiles what reads, behind a shared prefix: full calls of `reading.extend`, a layer before
+    the last and the last with its logits, and a layer of `reading.score`.
 
     Returns:
-      Bytes on one device of its arguments and of its temporaries, and its transfers to the host.
+      For each, bytes on one device of its arguments and of its temporaries, and its transfers to
+      the host.
     """
     array = functools.partial(_array, mesh)
 
@@ -144,26 +146,46 @@ def compile_reading(
         one = jax.eval_shape(lambda: kv_cache.empty(config, count, size, dtype)).layers[0]
         return tuple(array(x.shape, x.dtype, *kv_cache.AXES) for x in one)
 
-    tokens = SIZES[-1]
+    def stream(tokens: int):
+        angle = array((config.head_dim // 2, tokens), jnp.float32, *reading.STREAM)
+        return array((config.embed, tokens), dtype, *reading.STREAM), (angle, angle)
+
+    tokens, params = SIZES[-1], _params(config, mesh, dtype)
+    layer, head = params["layers"][0], {k: params[k] for k in ("head", "final_norm")}
+    held = keys_and_values(slots, length)
+    shared = (*keys_and_values(1, PREFIX), array((), jnp.int32))
+    logits = array((slots, config.vocab_size), jnp.float32, *reading.LOGITS)
     column = jax.ShapeDtypeStruct((min(slots, tokens // FEEDS),), jnp.int32)
     pack = functools.partial(reading.pack, tokens=tokens, total=slots)
     packed = jax.eval_shape(pack, column, column, column)
     packed = jax.tree.map(lambda x: array(x.shape, x.dtype), packed)
-    angle = array((config.head_dim // 2, tokens), jnp.float32, *reading.STREAM)
-    compiled = reading.extend_layer.lower(
-        _params(config, mesh, dtype)["layers"][0],
-        keys_and_values(slots, length),
-        (*keys_and_values(1, PREFIX), array((), jnp.int32)),
-        array((config.embed, tokens), dtype, *reading.STREAM),
-        (angle, angle),
-        packed,
-        config=config,
-        dtype=jnp.dtype(dtype),
-        mesh=mesh,
-    ).compile()
-    memory = compiled.memory_analysis()
-    sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    return *sizes, host_transfers(compiled.as_text())
+    rows, nodes = column.shape[0], NODES[1]
+    static = {"config": config, "dtype": jnp.dtype(dtype), "mesh": mesh}
+    lowered = {
+        "read layer": reading.extend_layer.lower(
+            layer, held, shared, *stream(tokens), packed, **static
+        ),
+        "last read layer": reading.extend_last.lower(
+            layer, head, held, logits, shared, *stream(tokens), packed, **static
+        ),
+        "score layer": reading.score_layer.lower(
+            layer,
+            held,
+            shared,
+            *stream(rows * nodes),
+            array(column.shape, jnp.int32),
+            array(column.shape, jnp.int32),
+            array((rows, nodes, nodes), bool),
+            **static,
+        ),
+    }
+    found = {}
+    for name, program in lowered.items():
+        compiled = program.compile()
+        memory = compiled.memory_analysis()
+        sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        found[name] = (*sizes, host_transfers(compiled.as_text()))
+    return found
 
 
 def _array(mesh: Mesh, shape: tuple[int, ...], kind, *names: str | None) -> jax.ShapeDtypeStruct:
@@ -190,7 +212,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=128)
     parser.add_argument("--context", type=int, default=1024)
     args = parser.parse_args()
-    print("per device, MB           params   cache    step   ratio    temp  arguments  host")
+    print("per device, MB             params   cache    step   ratio    temp  arguments  host")
     for name in args.topologies:
         mesh = mesh_for(name, args.tensor)
         step = compile_step(LLAMA_8B, mesh, args.slots, args.context)
@@ -198,11 +220,12 @@ def main() -> None:
         sizes = "".join(f"{x / 1e6:8.0f}" for x in columns)
         memory = f"{step.temporary / 1e6:8.0f}{step.arguments / 1e6:11.0f}"
         host = ", ".join(step.traffic.host) or "none"
-        print(f"{name + ', decode step':22}{sizes}{step.ratio:8.3f}{memory}  {host}", flush=True)
-        arguments, temporary, transfers = compile_reading(LLAMA_8B, mesh, args.slots, args.context)
-        memory = f"{temporary / 1e6:8.0f}{arguments / 1e6:11.0f}"
-        host = ", ".join(transfers) or "none"
-        print(f"{name + ', read layer':22}{'':32}{memory}  {host}", flush=True)
+        print(f"{name + ', decode step':24}{sizes}{step.ratio:8.3f}{memory}  {host}", flush=True)
+        programs = compile_reading(LLAMA_8B, mesh, args.slots, args.context)
+        for program, (arguments, temporary, transfers) in programs.items():
+            memory = f"{temporary / 1e6:8.0f}{arguments / 1e6:11.0f}"
+            host = ", ".join(transfers) or "none"
+            print(f"{name + ', ' + program:24}{'':32}{memory}  {host}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cai_jax.models import tiles as tiling
-from cai_jax.models.tiles import Tiles, tiled_attention
+from cai_jax.models.tiles import Tiles, among, tiled_attention
 
 KV_HEADS, GROUP, SIZE, SLOTS, LENGTH = 2, 3, 8, 7, 40
 
@@ -84,3 +84,41 @@ def test_tiles_are_enough_where_every_row_begins_one_for_a_single_token():
     assert int(tiles.used) == len(tiles.index) == 31 + 31
     used = np.asarray(tiles.index)
     assert sorted(used[used < 512]) == list(range(512))
+
+
+@pytest.mark.parametrize("before", [None, 11])
+def test_tokens_of_a_tree_see_their_ancestors_and_all_of_their_slot(before):
+    rows, width = 4, 3
+    normal = lambda *shape: np.random.default_rng(len(shape)).normal(size=shape)  # noqa: E731
+    q = normal(rows * width, KV_HEADS, GROUP, SIZE)
+    new_k, new_v = normal(2, rows * width, KV_HEADS, SIZE)
+    k, v = normal(2, KV_HEADS, SLOTS, LENGTH, SIZE)
+    first_k, first_v = normal(2, KV_HEADS, 1, 24, SIZE)
+    shared = None
+    if before is not None:
+        shared = (jnp.asarray(first_k.swapaxes(2, 3)), jnp.asarray(first_v), jnp.int32(before))
+    # Both are children of the first node in even rows, and a chain in odd ones.
+    sees = np.tril(np.ones((rows, width, width), bool))
+    sees[::2, 2, 1] = False
+    slots, lengths = [5, 0, 6, 2], [0, 1, 17, LENGTH]
+
+    found = tiled_attention(
+        jnp.asarray(q),
+        (jnp.asarray(k.swapaxes(2, 3)), jnp.asarray(v)),
+        shared,
+        jnp.asarray(slots),
+        Tiles.behind(jnp.asarray(lengths), width),
+        among(*map(jnp.asarray, (q, new_k, new_v, sees))),
+    )
+
+    for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+        for node in range(width):
+            seen = row * width + np.flatnonzero(sees[row, node])
+            keys, values = (
+                np.concatenate(
+                    [f[:, 0, : before or 0], own[:, slot, :length], new[seen].swapaxes(0, 1)], 1
+                )
+                for f, own, new in ((first_k, k, new_k), (first_v, v, new_v))
+            )
+            n = row * width + node
+            np.testing.assert_allclose(found[n], dense(q[n], keys, values), atol=2e-6)

@@ -24,12 +24,12 @@ def test_a_step_moves_params_and_cache_once(topology):
     assert step.temporary < step.arguments / 2
 
 
-def test_a_layer_reads_without_the_host_and_in_little_memory(topology):
+def test_reading_needs_no_host_and_little_memory(topology):
     from benchmarks import tpu_decode
 
     mesh = tpu_decode.mesh_for(topology, tensor=8)
-    arguments, temporary, host = tpu_decode.compile_reading(
-        tpu_decode.LLAMA_8B, mesh, slots=128, length=1024
-    )
-    assert host == ()
-    assert temporary < arguments / 2
+    programs = tpu_decode.compile_reading(tpu_decode.LLAMA_8B, mesh, slots=128, length=1024)
+    assert set(programs) == {"read layer", "last read layer", "score layer"}
+    for name, (arguments, temporary, host) in programs.items():
+        assert host == (), name
+        assert temporary < arguments / 2, name

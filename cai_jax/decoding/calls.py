@@ -23,7 +23,7 @@ from cai_jax.models.transformer import Params
 SIZES = (64, 128, 192, 256, 384, 512)  # tokens read in one call
 FEW_SIZES = (64, 192, 512)  # where little is to be compiled
 FEEDS = 8  # tokens read in a call for each slot that it has room for
-NODES = (1, 4, 16, 64, 256)  # option tokens of one slot scored in one call
+NODES = (1, 3, 12, 64, 256)  # option tokens of one slot scored in one call
 SCORED = 256  # option tokens of all slots scored in one call
 STEPS = 64  # most tokens a slot samples in one burst
 
@@ -133,12 +133,11 @@ class Calls:
         width = bucket(most, NODES) if most <= NODES[-1] else 1 << (most - 1).bit_length()
         edges = max(4, 1 << (max(len(t.edges) for t in trees.values()) - 1).bit_length())
         rows = bucket(len(trees), tuple(r for r in self.row_counts if r * width <= SCORED) or (1,))
-        limit = self._limit(max(lengths.values())) if most else 0
         found: dict[int, list[float]] = {}
         for start in range(0, len(trees), rows):
             part = list(trees)[start : start + rows]
             some = [trees[i] for i in part]
-            self._note("score", rows, width if most else 0, edges, limit)
+            self._note("score", rows, width if most else 0, edges)
             result = reading.score(
                 self._params,
                 self._cache,
@@ -148,7 +147,6 @@ class Calls:
                 padded([lengths[i] for i in part], rows, 0),
                 *(node_arrays(some, rows, width) if most else (None,) * 3),
                 *edge_arrays(some, rows, edges),
-                limit=limit,
                 **self._static,
             )
             result = np.asarray(result)
@@ -203,10 +201,6 @@ class Calls:
             for row, i in enumerate(order)
             if i in drawing
         }
-
-    def _limit(self, length: int) -> int:
-        """The static bound of what slots hold; 0 where they hold nothing."""
-        return bucket(length, self._limits) if length else 0
 
     def _draws(self, slots: list[Slot | None]) -> Draws:
         """The burst's rows as arrays; rows without a slot are inactive."""

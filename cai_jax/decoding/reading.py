@@ -18,19 +18,10 @@ from jax.sharding import Mesh
 
 from cai_jax.mesh import constrain, fitted
 from cai_jax.models import kv_cache
-from cai_jax.models.attention import cached_attention
-from cai_jax.models.cached import (
-    Prefix,
-    block,
-    cached_part,
-    embedded,
-    final_logits,
-    new_part,
-    shared_part,
-)
+from cai_jax.models.cached import Prefix, block, embedded, final_logits, project
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.kv_cache import KVCache
-from cai_jax.models.tiles import Tiles, tiled_attention
+from cai_jax.models.tiles import Tiles, among, tiled_attention
 from cai_jax.models.transformer import Params
 
 LOGITS = ("slots", "vocab")  # names of the axes of the logits that are kept
@@ -96,10 +87,15 @@ def extend(
     packed = pack(slots, lengths, counts, tokens=len(ids), total=cache.slots)
     x, angles = _embed(params["embed"], ids, packed.places, _before(prefix), **static)
     held = cache.layers
-    for n, layer in enumerate(params["layers"]):
+    *layers, last = params["layers"]
+    for n, layer in enumerate(layers):
         shared = prefix and prefix.layer(n)
         x, held[n] = extend_layer(layer, held[n], shared, x, angles, packed, **static)
-    last_logits = _keep_logits(params, last_logits, x, packed, **static)
+    shared = prefix and prefix.layer(len(layers))
+    head = {name: params[name] for name in ("head", "final_norm")}
+    held[-1], last_logits = extend_last(
+        last, head, held[-1], last_logits, shared, x, angles, packed, **static
+    )
     return KVCache.of_layers(held), last_logits
 
 
@@ -133,23 +129,43 @@ def extend_layer(layer, held, shared, x, angles, packed, *, config, dtype, mesh)
     """One layer of `extend`: the residual stream after it, and the layer's keys and values."""
 
     def attend(q, k, v):
-        after = kv_cache.constrained(kv_cache.write(held, (k, v), packed.to, packed.places), mesh)
-        mine, slots = after, packed.slots
-        if mesh is not None:  # every device goes through all rows of its heads
-            mine = kv_cache.pick_layer(after, slots, after[1].shape[2])
-            mine = jax.tree.map(lambda a: constrain(a, mesh, "kv_heads"), mine)
-            q, slots = constrain(q, mesh, None, "kv_heads"), jnp.arange(len(slots))
-        return tiled_attention(q, mine, shared, slots, packed.tiles), after
+        after = _written(held, k, v, packed, mesh)
+        return _attended(q, after, shared, packed.slots, packed.tiles, mesh), after
 
     x, held = block(config, dtype, layer, x, angles, attend)
     return constrain(x, mesh, *STREAM), held
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("last_logits",))
-def _keep_logits(params, last_logits, x, packed, *, config, dtype, mesh):
-    last = x.at[:, jnp.maximum(packed.ends - 1, 0)].get(mode="clip")
-    scores = final_logits(config, dtype, params, last)
-    return constrain(last_logits.at[packed.slots].set(scores, mode="drop"), mesh, *LOGITS)
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("held", "last_logits"))
+def extend_last(layer, head, held, last_logits, shared, x, angles, packed, *, config, dtype, mesh):
+    """The last layer, whose keys and values all tokens leave; only rows' last tokens go on."""
+    _, k, v = project(config, dtype, layer, x, *angles)
+    held = _written(held, k, v, packed, mesh)
+    last = jnp.maximum(packed.ends - 1, 0)
+    tiles = Tiles.of(len(last), packed.places[last], jnp.ones_like(last))
+
+    def attend(q, k, v):  # k and v are in `held`
+        return _attended(q, held, shared, packed.slots, tiles, mesh), None
+
+    x, *angles = (a[:, last] for a in (x, *angles))
+    x, _ = block(config, dtype, layer, x, angles, attend)
+    scores = final_logits(config, dtype, head, x)
+    last_logits = last_logits.at[packed.slots].set(scores, mode="drop")
+    return held, constrain(last_logits, mesh, *LOGITS)
+
+
+def _written(held, k, v, packed, mesh):
+    """A layer's keys and values with those of new tokens."""
+    return kv_cache.constrained(kv_cache.write(held, (k, v), packed.to, packed.places), mesh)
+
+
+def _attended(q, held, shared, slots, tiles, mesh, before=None):
+    """`tiled_attention`, on a mesh by every device through all rows of its heads."""
+    if mesh is not None:
+        held = kv_cache.pick_layer(held, slots, held[1].shape[2])
+        held = jax.tree.map(lambda a: constrain(a, mesh, "kv_heads"), held)
+        q, slots = constrain(q, mesh, None, "kv_heads"), jnp.arange(len(slots))
+    return tiled_attention(q, held, shared, slots, tiles, before)
 
 
 def _before(prefix: Prefix | None) -> jax.Array | np.int32:
@@ -188,7 +204,6 @@ def score(
     config: ModelConfig,
     dtype: jnp.dtype,
     mesh: Mesh | None = None,
-    limit: int,
 ) -> jax.Array:
     """Log-probabilities float32[R, E] of tokens of options, each after its context.
 
@@ -203,7 +218,6 @@ def score(
       sees: bool[R, W, W], which of its row's nodes a node attends to; itself, always.
       after: int32[R, E], what each token follows: -1 is the context, else a node.
       ids: int32[R, E], the tokens, padded at will.
-      limit: static; holds each row's context.
     """
     static = {"config": config, "dtype": dtype, "mesh": mesh}
     x = None
@@ -212,29 +226,17 @@ def score(
         x, angles = _embed(params["embed"], nodes, places, _before(prefix), **static)
         for n, (layer, held) in enumerate(zip(params["layers"], cache.layers, strict=True)):
             shared = prefix and prefix.layer(n)
-            x = _score_layer(
-                layer, held, shared, x, angles, slots, lengths, sees, limit=limit, **static
-            )
+            x = score_layer(layer, held, shared, x, angles, slots, lengths, sees, **static)
     return _edges(params, last_logits, x, slots, after, ids, **static)
 
 
-@functools.partial(jax.jit, static_argnames=(*_STATIC, "limit"))
-def _score_layer(
-    layer, held, shared, x, angles, slots, lengths, sees, *, config, dtype, mesh, limit
-):
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def score_layer(layer, held, shared, x, angles, slots, lengths, sees, *, config, dtype, mesh):
     """One layer of `score`: the residual stream [D, R W] after it."""
-    rows, width = sees.shape[:2]
-    stand = (jnp.arange(limit) < lengths[:, None])[:, None]
-    earlier = kv_cache.pick_layer(held, slots, limit)
-
-    def in_rows(x):
-        return jnp.moveaxis(x.reshape(rows, width, *x.shape[1:]), 2, 0)
+    tiles = Tiles.behind(lengths, sees.shape[1])
 
     def attend(q, k, v):
-        q, k, v = map(in_rows, (q, k, v))
-        parts = (*shared_part(shared), *cached_part(earlier, stand), new_part(k, v, sees))
-        out = jnp.moveaxis(cached_attention(q, parts), 0, 2)
-        return out.reshape(rows * width, *out.shape[2:]), None
+        return _attended(q, held, shared, slots, tiles, mesh, among(q, k, v, sees)), None
 
     x, _ = block(config, dtype, layer, x, angles, attend)
     return constrain(x, mesh, *STREAM)

@@ -22,7 +22,7 @@ from cai_jax.mesh import fitted, mesh_of
 from cai_jax.models import kv_cache
 from cai_jax.models.attention import Part, cached_attention
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.kv_cache import KVCache, Layer
+from cai_jax.models.kv_cache import KVCache
 from cai_jax.models.layers import rotary_angles
 from cai_jax.models.transformer import Params
 
@@ -156,7 +156,7 @@ def block(
     attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]],
 ) -> tuple[jax.Array, Kept]:
     """One layer of `forward`: the residual stream after it, and what `attend` wants kept."""
-    attended, keep = attend(*_project(config, dtype, layer, x, *angles))
+    attended, keep = attend(*project(config, dtype, layer, x, *angles))
     return _combine(config, dtype, layer, x, attended), keep
 
 
@@ -173,7 +173,7 @@ def logits(params: Params, hidden: jax.Array) -> jax.Array:
 
 # Jitted, so that tracing goes through one layer and not through all of them.
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def _project(config, dtype, layer, x, cos, sin):
+def project(config, dtype, layer, x, cos, sin):
     """The residual stream [D, N] -> q [N, K, G, C], k and v [N, K, C]."""
     h = _norm(x, layer["attention_norm"], config.norm_eps, dtype)
     q, k, v = (_product(layer[name], h).reshape(-1, config.head_dim, len(h.T)) for name in "qkv")
@@ -216,11 +216,6 @@ def shared_part(shared: tuple[jax.Array, jax.Array, jax.Array] | None) -> tuple[
         return ()
     k, v, length = shared
     return (Part(k[:, 0], v[:, 0], (jnp.arange(v.shape[2]) < length)[None, None]),)
-
-
-def cached_part(earlier: Layer, mask: jax.Array) -> tuple[Part, ...]:
-    """What rows have read as parts to attend to; none where nothing was."""
-    return (Part(*earlier, mask),) if earlier[1].shape[2] else ()
 
 
 def new_part(k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:

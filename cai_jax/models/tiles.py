@@ -1,4 +1,4 @@
-"""Exact attention of many rows' new tokens to what stands in their slots, tile by tile.
+"""Exact attention of many rows' tokens to what stands in their slots, tile by tile.
 
 A tile is a few tokens of one row that follow each other. It goes through the keys in blocks, as far
 as its own text reaches, and keeps a running maximum and denominator (flash attention). So the work
@@ -30,12 +30,14 @@ class Tiles:
       index: int32[M, T], which token of the list; N for none.
       rows: int32[M], the row.
       first: int32[M], the place in its text of the first token.
+      ends: int32[M], how much of its row's slot the tile may see.
       used: int32[], how many tiles hold anything.
     """
 
     index: jax.Array
     rows: jax.Array
     first: jax.Array
+    ends: jax.Array
     used: jax.Array
 
     @classmethod
@@ -50,8 +52,17 @@ class Tiles:
         within = (number - (last - each)[rows]) * tile
         offset = within[:, None] + jnp.arange(tile)
         ends = jnp.cumsum(counts)
-        index = jnp.where(offset < counts[rows, None], (ends - counts)[rows, None] + offset, tokens)
-        return cls(index, rows, lengths[rows] + within, last[-1])
+        mine = offset < counts[rows, None]
+        index = jnp.where(mine, (ends - counts)[rows, None] + offset, tokens)
+        first = lengths[rows] + within
+        return cls(index, rows, first, first + mine.sum(-1), last[-1])
+
+    @classmethod
+    def behind(cls, lengths: jax.Array, width: int) -> Tiles:
+        """`width` tokens in each of R rows that see lengths int32[R] of their slots."""
+        rows = jnp.arange(len(lengths))
+        index = rows[:, None] * width + jnp.arange(width)
+        return cls(index, rows, lengths, lengths, jnp.int32(len(lengths)))
 
 
 def tiled_attention(
@@ -60,8 +71,10 @@ def tiled_attention(
     shared: tuple[jax.Array, jax.Array, jax.Array] | None,
     slots: jax.Array,
     tiles: Tiles,
+    before: State | None = None,
 ) -> jax.Array:
-    """Each token attends to what all rows read first, to its row before it, and to itself.
+    """Each token attends to what all rows read first, and to its slot as far as its tile sees it,
+    up to its own place.
 
     Args:
       q: [N, K, G, C].
@@ -69,17 +82,19 @@ def tiled_attention(
       shared: keys [K, 1, C, P], values [K, 1, P, C] and length int32[], or None.
       slots: int32[R], where each row stands in `held`.
       tiles: of the list.
+      before: of `among`, what else each token attends to.
 
     Returns:
       [N, K, G, C]; zeros for padding.
     """
     tokens, kv_heads, group, size = q.shape
     q = (q * size**-0.5).swapaxes(0, 1)
-    before = (
-        jnp.full((kv_heads, tokens * group, 1), MASKED, jnp.float32),
-        jnp.zeros((kv_heads, tokens * group, 1), jnp.float32),
-        jnp.zeros((kv_heads, tokens * group, size), jnp.float32),
-    )
+    if before is None:
+        before = (
+            jnp.full((kv_heads, tokens * group, 1), MASKED, jnp.float32),
+            jnp.zeros((kv_heads, tokens * group, 1), jnp.float32),
+            jnp.zeros((kv_heads, tokens * group, size), jnp.float32),
+        )
     if shared is not None:
         everyone = q.reshape(kv_heads, -1, size)
         before = _through(before, everyone, shared[:2], 0, shared[2], None, BLOCK)
@@ -92,7 +107,7 @@ def tiled_attention(
             return x.at[:, index].get(mode="fill", fill_value=0).reshape(kv_heads, -1, x.shape[-1])
 
         places = jnp.repeat(first + jnp.arange(len(index)), group)
-        end = first + (index < tokens).sum()
+        end = tiles.ends[number]
         state = tuple(map(taken, before))
         slot = slots[tiles.rows[number]]
         block = max(OWN_BLOCK, len(index))
@@ -101,6 +116,30 @@ def tiled_attention(
         return out.at[:, index].set(got, mode="drop")
 
     return jax.lax.fori_loop(0, tiles.used, one, jnp.zeros_like(q)).swapaxes(0, 1)
+
+
+def among(q: jax.Array, k: jax.Array, v: jax.Array, sees: jax.Array) -> State:
+    """New tokens of R rows, W in each, attend among themselves.
+
+    Args:
+      q: [R W, K, G, C].
+      k, v: [R W, K, C].
+      sees: bool[R, W, W], query by key; itself, always.
+
+    Returns:
+      The state that `tiled_attention` goes on from.
+    """
+    tokens, kv_heads, group, size = q.shape
+    q, k, v = (x.reshape(*sees.shape[:2], kv_heads, -1, size) for x in (q * size**-0.5, k, v))
+    scores = jnp.einsum("rwkgc,rukxc->krwgu", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(sees[:, :, None], scores, MASKED)
+    maximum = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - maximum)
+    values = jnp.einsum(
+        "krwgu,rukxc->krwgc", weights.astype(q.dtype), v, preferred_element_type=jnp.float32
+    )
+    state = maximum, weights.sum(-1, keepdims=True), values
+    return tuple(x.reshape(kv_heads, tokens * group, -1) for x in state)
 
 
 def _through(
