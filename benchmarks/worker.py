@@ -21,6 +21,8 @@ from typing import Any, TextIO
 from peers import Setup
 from workloads import Workload
 
+from cai_jax.memory import huge_pages
+
 
 class WorkerError(RuntimeError):
     """A peer that could not answer; the log says why."""
@@ -60,7 +62,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=os.environ | threads | quiet,
+            env=os.environ | threads | quiet | huge_pages(),  # as `cai-jax` starts
         )
         self._answer()
 
