@@ -4,8 +4,10 @@ Command:  cai-jax label-ablation --config=experiments/label_ablation.py --workdi
           [--config.pairs=FILE.jsonl] of {"chosen", "rejected"} dialogues, as hh-rlhf has them;
           without it the 60 clear-cut pairs that ship with the project.
 Hardware: 2 CPU cores, no accelerator.
-Time:     the smoke setting 5 minutes, nearly all of it compilation; the whole, of which
-          "all principles" are most questions, was not timed. A restart asks nothing again.
+Time:     label_ablation.py:smoke 5 minutes, nearly all of it compilation. Not timed:
+          label_ablation.py:laptop, 200 pairs in the modes that ask by one principle and take one
+          chain, and the whole, of which "all principles" are most questions. A restart asks
+          nothing again.
 Expect:   three tables and results.json. A 135M model is near chance in most modes (the paper's
           Figure 4): the tables say by how much, and where its labels follow the order or length.
 """
@@ -15,10 +17,10 @@ from ml_collections import ConfigDict
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """`size` is "full" or "smoke"."""
-    if size not in ("full", "smoke"):
+    """`size` is "full", "laptop" or "smoke"."""
+    if size not in ("full", "laptop", "smoke"):
         raise ValueError(
-            f"label_ablation.py:{size} is unknown; use label_ablation.py, with :smoke or without."
+            f"label_ablation.py:{size} is unknown; use it plain, with :laptop or with :smoke."
         )
     base = common()
     shared = ("seed", "constitution", "dtype", "engine", "mesh", "compare")
@@ -54,6 +56,11 @@ def get_config(size: str = "full") -> ConfigDict:
         {"name": "contrastive, whole constitution", **contrast, "principles": "together"},
         {"name": "contrastive, all principles", **contrast, "principles": "all"},
     )
+    if size == "laptop":
+        config.limit = 200
+        config.modes = tuple(
+            mode for mode in config.modes if not {"principles", "chains"} & set(mode)
+        )
     if size == "smoke":
         config.limit = 4
         config.engine.slots = 8
