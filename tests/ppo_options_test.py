@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ppo_test import ROWS, SETTINGS, SOURCE, plain_text, scorer
+from scripted import ScriptedEngine, forced
 
 from cai_jax import principles
 from cai_jax.batch import Rollout
@@ -175,9 +176,13 @@ def test_where_the_time_goes_is_told_apart_from_the_metrics(otherwise):
 @pytest.fixture(scope="module")
 def rated(model, tmp_path_factory):
     """(folder, metrics) of a run on ratings, without any preference model."""
+
+    def answer(script, segment):
+        """Log-probabilities of the ten ratings, others for each text."""
+        return np.random.default_rng(list(forced(script).encode())).normal(size=10).tolist()
+
     folder = tmp_path_factory.mktemp("rated")
-    engine = Engine(model, 8, 640, few_sizes=True)
-    judge = Judge(engine, model.params, model.format, CONSTITUTION, 0)
+    judge = Judge(ScriptedEngine(answer), "weights", model.format, CONSTITUTION, 0)
     return folder, train(folder, model, RATED, judge=judge)[1]
 
 
