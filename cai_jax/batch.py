@@ -79,8 +79,9 @@ class Rollout:
       mask: bool[B, R], True on sampled tokens, the end token included.
       logprobs: float32[B, R], nats, of the policy that sampled.
       ref_logprobs: float32[B, R], nats, of the reference.
-      values: float32[B, R], the value of the state before each token.
-      score: float32[B], one preference-model scalar a response.
+      values: float32[B, R], the value of the state before each token; None without a value
+        function.
+      score: float32[B], one scalar a response, of a preference model or a rating.
     """
 
     prompt: Array
@@ -89,7 +90,7 @@ class Rollout:
     mask: Array
     logprobs: Array
     ref_logprobs: Array
-    values: Array
+    values: Array | None
     score: Array
 
 

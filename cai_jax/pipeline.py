@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cai_jax.datasets import prompts as shipped
 from cai_jax.decoding import Engine
+from cai_jax.decoding.rate import Judge
 from cai_jax.evaluation import goodhart
 from cai_jax.evaluation.goodhart import HeldOut
 from cai_jax.evaluation.labels import of_comparisons
@@ -142,8 +143,10 @@ def train_rl(run: Run) -> None:
     if run.settings.algorithm == "dpo":
         return _train_dpo(run)
     run.workdir.require("finetune", "finetune")
-    run.workdir.require("preference_model", "train-pm")
     folder, s = run.workdir.path / "ppo", run.settings.ppo
+    rated = run.settings.rated
+    if not rated:
+        run.workdir.require("preference_model", "train-pm")
     if not run.workdir.begin("ppo", run.inputs("ppo")):
         return _skipped(run, "PPO")
     engine = run.engine()
@@ -155,15 +158,16 @@ def train_rl(run: Run) -> None:
             f"{len(rows) - kept} of {len(rows)} prompts are longer than ppo.prompt_tokens "
             f"({s.prompt_tokens}) and stay out of PPO"
         )
-    run.take(run.initial)  # PPO holds four models of its own
+    judge = _judge(run) if rated else None
+    run.take(run.initial)  # PPO holds models of its own
     engine.params = None
-    pm = run.params_of("preference_model")
+    pm = None if rated else run.params_of("preference_model")
     held_out = _held_out(run, engine, form, pm)
     with run.progress.stage("PPO", s.updates, "updates") as bar:
         params = ppo.train_ppo(
             s, engine, form, run.params_of("finetune"), run.params_of("finetune"),
             pm, rows, folder, run.settings.seed, run.provenance,
-            stepper(bar, "objective/score", "score"), run.mesh, held_out,
+            stepper(bar, "objective/score", "score"), run.mesh, held_out, judge,
         )  # fmt: skip
     run.save("ppo", params)
     updates = len(MetricsLog(folder / "metrics.jsonl").rows())
@@ -176,7 +180,14 @@ def train_rl(run: Run) -> None:
     run.workdir.finish("ppo", {**done, "stopped_as_held_out_fell": updates < s.updates})
 
 
-def _held_out(run: Run, engine: Engine, form: Format, pm: Params) -> HeldOut | None:
+def _judge(run: Run) -> Judge:
+    """The feedback model as PPO asks it for ratings, in the form in which it labels."""
+    engine = run.engine(model=run.feedback)
+    params, engine.params = engine.params, None
+    return Judge(engine, params, run.rating_format(), run.constitution, run.settings.seed)
+
+
+def _held_out(run: Run, engine: Engine, form: Format, pm: Params | None) -> HeldOut | None:
     """The preference model of the other half, and the zeros of both; None without halves."""
     if not run.settings.preference_model.halves:
         return None

@@ -214,7 +214,8 @@ def _ppo_figure(run: Run, stem: Path) -> list[Path]:
         PpoCurve(
             steps=[u + 1 for u in updates],
             scores=curve(lambda r: r.score),
-            rewards=curve(lambda r: r.score - penalty * r.kl),
+            # Older records do not say, and had one penalty alone.
+            rewards=curve(lambda r: r.score - penalty * r.kl if r.reward is None else r.reward),
             kls=curve(lambda r: r.kl),
             seeds=[seed],
         ),
@@ -263,7 +264,8 @@ def _limits(run: Run, found: dict[str, Any]) -> list[str]:
     target = {
         "ppo": "that RL-CAI was trained against",
         "dpo": "that learnt from the same comparisons as RL-CAI",
-    }[run.settings.algorithm]
+        "rating": "that learnt from the feedback model whose ratings RL-CAI was trained on",
+    }["rating" if run.settings.rated else run.settings.algorithm]
     judged = (
         f"Scores, win rates and Elo are judged by the preference model {target}, so they show "
         "what was optimised, not what people would prefer."

@@ -1,4 +1,4 @@
-"""From scores to advantages: KL-shaped rewards, generalised advantage estimation, whitening."""
+"""From scores to advantages: KL-shaped rewards, GAE, leave one out, whitening."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cai_jax import losses
+from cai_jax.logprobs import KL_ESTIMATORS
 
 
 def last_index(mask: jax.Array) -> jax.Array:
@@ -19,16 +20,38 @@ def last_index(mask: jax.Array) -> jax.Array:
     return length - 1 - jnp.argmax(mask[:, ::-1], axis=1).astype(jnp.int32)
 
 
+def normalised_score(
+    score: jax.Array, truncated: jax.Array, mean: float, deviation: float, penalty: float
+) -> jax.Array:
+    """What a response is rewarded with: (score - mean) / deviation - [it was cut off] * penalty.
+
+    Args:
+      score: float32[B].
+      truncated: bool[B], True where sampling met its limit.
+      mean, deviation: of the scores of the policy's start; 0 and 1 leave the score as it is.
+      penalty: in the units of the result.
+
+    Returns:
+      float32[B].
+    """
+    chex.assert_rank([score, truncated], 1)
+    chex.assert_equal_shape([score, truncated])
+    chex.assert_type(score, jnp.float32)
+    return (score - mean) / deviation - jnp.where(truncated, penalty, 0.0)
+
+
 def shaped_rewards(
     score: jax.Array,
     logprobs: jax.Array,
     ref_logprobs: jax.Array,
     mask: jax.Array,
     kl_coefficient: float,
+    estimator: str = "k1",
+    placement: str = "tokens",
 ) -> jax.Array:
     """Per-token rewards of a rollout.
 
-    r_t = -kl_coefficient * (logprobs_t - ref_logprobs_t) + [t is the last real token] * score
+    r_t = -kl_coefficient * kl_t + [t is the last real token] * score
 
     Reference: r_total = r_PM - lambda * KL in 2204.05862, section 4.1, with the KL spread over the
     tokens as in Ziegler et al. 1909.08593, Eq. 2. The last real token is the last True of the
@@ -41,6 +64,8 @@ def shaped_rewards(
       ref_logprobs: float32[B, R] of the reference.
       mask: bool[B, R].
       kl_coefficient: lambda, at least 0.
+      estimator: of kl_t from the two log-probabilities, a key of logprobs.KL_ESTIMATORS.
+      placement: "tokens", or "last_token" for the whole penalty of a response at its last token.
 
     Returns:
       float32[B, R].
@@ -48,9 +73,51 @@ def shaped_rewards(
     chex.assert_rank([score, logprobs, ref_logprobs, mask], [1, 2, 2, 2])
     chex.assert_equal_shape([logprobs, ref_logprobs, mask])
     chex.assert_type([score, logprobs, ref_logprobs], jnp.float32)
-    penalty = -kl_coefficient * (logprobs - ref_logprobs)
+    penalty = -kl_coefficient * KL_ESTIMATORS[estimator](logprobs, ref_logprobs)
     is_last = jnp.arange(mask.shape[1]) == last_index(mask)[:, None]
+    if placement == "last_token":
+        whole = jnp.where(mask, penalty, 0.0).sum(-1, keepdims=True)
+        penalty = jnp.where(is_last, whole, 0.0)
     return jnp.where(mask, penalty + jnp.where(is_last, score[:, None], 0.0), 0.0)
+
+
+def adapted_kl_coefficient(
+    coefficient: float, kl: float, target: float, horizon: int, responses: int
+) -> float:
+    """The KL coefficient after an update on so many responses whose mean KL is `kl`.
+
+    e = clip(kl / target - 1, -0.2, 0.2);  coefficient * (1 + e * responses / horizon)
+
+    Reference: Ziegler et al. 1909.08593, section 2.2, whose K_beta is responses / horizon.
+
+    Args:
+      kl, target: nats a response; a target of 0 leaves the coefficient as it is.
+    """
+    if not target:
+        return coefficient
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coefficient * (1 + error * responses / horizon)
+
+
+def leave_one_out(rewards: jax.Array, samples: int) -> jax.Array:
+    """Each response's reward less the mean reward of the others to the same prompt.
+
+    A_i = r_i - 1 / (k - 1) * sum over j != i of r_j
+
+    Reference: REINFORCE leave-one-out, Ahmadian et al. 2402.14740.
+
+    Args:
+      rewards: float32[B], of whole responses; those to one prompt stand together.
+      samples: k, responses to a prompt, at least 2; B is a multiple of it.
+
+    Returns:
+      float32[B].
+    """
+    chex.assert_rank(rewards, 1)
+    chex.assert_type(rewards, jnp.float32)
+    groups = rewards.reshape(-1, samples)
+    others = (groups.sum(1, keepdims=True) - groups) / (samples - 1)
+    return (groups - others).reshape(-1)
 
 
 def gae(

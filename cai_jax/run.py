@@ -9,9 +9,11 @@ from typing import Any
 import jax
 
 from cai_jax import constitution as constitutions
+from cai_jax.conversation import PaperFormat
 from cai_jax.datasets import prompts as shipped
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding import Engine
+from cai_jax.decoding.rate import check_room
 from cai_jax.encoding import prompt_tokens
 from cai_jax.machine import check_batch, engine_of, mesh_of_shape
 from cai_jax.mesh import place
@@ -19,10 +21,13 @@ from cai_jax.models import heads, transformer
 from cai_jax.models.transformer import Params
 from cai_jax.principles import first_principles
 from cai_jax.progress import Progress
+from cai_jax.prompts import Format
 from cai_jax.records import Provenance
 from cai_jax.settings import ALGORITHMS, ConfigError, RunSettings
+from cai_jax.stages.ppo import fitting
 from cai_jax.stages.preference_model import half
 from cai_jax.training.checkpoint import check_shapes, load_params, save_params
+from cai_jax.training.rollout import RETOKENIZED
 from cai_jax.weights.load import Model, load_model
 from cai_jax.workdir import Workdir, commit, digest
 
@@ -99,6 +104,10 @@ class Run:
             self._models[name] = load_model(name, self.settings.dtype, self.mesh, report)
         return self._models[name]
 
+    def rating_format(self) -> Format:
+        """How the feedback model reads the questions of PPO's ratings: as those of labels."""
+        return PaperFormat() if self.settings.compare.plain_text else self.feedback.format
+
     def take(self, model: Model) -> Params:
         """Params of a loaded model to train from, and forgets all loaded models.
 
@@ -150,6 +159,14 @@ class Run:
                         "shorten the prompt or raise engine.max_length."
                     )
 
+        if s.rated:
+            rows = fitting(
+                s.ppo, model.tokenizer, model.format, self.data.red_team + self.data.helpful
+            )
+            check_room(
+                self.feedback.tokenizer, self.rating_format(), self.constitution,
+                [row.conversation for row in rows], s.ppo.response_tokens + RETOKENIZED, limit,
+            )  # fmt: skip
         written = max(s.revise.revision_tokens, s.revise.response_tokens)
         self._check_training(written + 8, s.finetune.length, "finetune.length")
 
@@ -196,7 +213,7 @@ class Run:
             HELD_OUT: lambda: {**self.inputs("preference_model"), "half": "test"},
             "ppo": lambda: {
                 "ppo": dataclasses.asdict(s.ppo),
-                "preference_model": digest(self.inputs("preference_model")),
+                **self._rewarded_by(),
                 **({"held_out": held_out} if s.preference_model.halves else {}),
             },
             "dpo": lambda: {
@@ -214,6 +231,16 @@ class Run:
                 "preference_model": digest(self.inputs("preference_model")),
             },
         }[stage]()
+
+    def _rewarded_by(self) -> dict[str, Any]:
+        """What PPO's scores come from, and what it starts from."""
+        if not self.settings.rated:
+            return {"preference_model": digest(self.inputs("preference_model"))}
+        return {
+            "finetune": digest(self.inputs("finetune")),
+            "feedback_model": self.feedback.fingerprint,
+            "plain_text": self.settings.compare.plain_text,
+        }
 
 
 def _check_batches(s: RunSettings, mesh: jax.sharding.Mesh | None) -> None:

@@ -86,6 +86,11 @@ class RunSettings:
     dpo: dpo.Settings
     evaluate: snapshots.Settings
 
+    @property
+    def rated(self) -> bool:
+        """Whether RL-CAI is trained on the feedback model's ratings, by no preference model."""
+        return self.algorithm == "ppo" and self.ppo.reward == "rating"
+
 
 def build(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
     """The frozen dataclass `cls` from a config of the same keys, nested ones too.
@@ -144,8 +149,8 @@ _RANGES = (
         compare.response_tokens compare.chain_tokens compare.shard_size
         preference_model.epochs preference_model.batch_size preference_model.length
         preference_model.save_every
-        ppo.updates ppo.batch_size ppo.prompt_tokens ppo.response_tokens ppo.epochs
-        ppo.minibatches ppo.save_every
+        ppo.updates ppo.batch_size ppo.samples ppo.prompt_tokens ppo.response_tokens ppo.epochs
+        ppo.minibatches ppo.kl_horizon ppo.save_every
         dpo.epochs dpo.batch_size dpo.length dpo.save_every
         evaluate.samples evaluate.response_tokens evaluate.batch_size evaluate.resamples
         evaluate.best_of
@@ -159,7 +164,8 @@ _RANGES = (
         prompts.held_out_helpful_limit prompts.helpful_comparisons_limit prompts.label_pairs_limit
         revise.principles revise.few_shots revise.temperature compare.few_shots compare.temperature
         compare.chain_temperature preference_model.ai_weight preference_model.human_weight
-        ppo.kl_coefficient ppo.clip ppo.value_clip ppo.stop_when_held_out_falls dpo.ai_weight
+        ppo.truncation_penalty ppo.baseline_responses ppo.stop_update_at_kl ppo.kl_coefficient
+        ppo.kl_target ppo.clip ppo.value_clip ppo.stop_when_held_out_falls dpo.ai_weight
         dpo.human_weight evaluate.temperature
         generate.red_team generate.helpful generate.temperature""",
         (0, math.inf),
@@ -218,6 +224,11 @@ def run_settings(config: Mapping[str, Any]) -> RunSettings:
         raise ConfigError(
             f"config.ppo.stop_when_held_out_falls is {settings.ppo.stop_when_held_out_falls}, and "
             "no held-out preference model is trained; set config.preference_model.halves=True too."
+        )
+    if settings.rated and settings.preference_model.halves:
+        raise ConfigError(
+            "config.ppo.reward is 'rating', and config.preference_model.halves=True watches how a "
+            "preference model is optimised; set one of them back."
         )
     check_machine(settings)
     return settings

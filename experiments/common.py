@@ -132,22 +132,38 @@ def get_config() -> ConfigDict:
             "optimizer": optimizer(1e-5),
         }
     )
-    # `stock_phrase` is counted in the responses where it is not empty. N of
-    # `stop_when_held_out_falls` ends PPO once the held-out score of N updates is below that of the
-    # N before, 0 never; it needs `halves`.
+    # What the papers leave open, and why these defaults: docs/ppo.md. `reward` is preference_model
+    # or rating, `advantage` gae or leave_one_out (with `samples` to a prompt). 0 turns off
+    # `baseline_responses`, `stop_update_at_kl` (nats a token), `kl_target` (nats a response) and
+    # `stop_when_held_out_falls`; the last needs `halves`. `stock_phrase` is counted in the
+    # responses where it is not empty.
     config.ppo = ConfigDict(
         {
             "updates": 1000,
             "batch_size": 64,
+            "samples": 1,
             "prompt_tokens": 512,
             "response_tokens": 128,
             "temperature": 1.0,
+            "reward": "preference_model",
+            "truncated_score_at": "end_token",
+            "truncation_penalty": 0.0,
+            "baseline_responses": 0,
+            "scale_score": False,
             "epochs": 1,
             "minibatches": 4,
+            "stop_update_at_kl": 0.0,
             "kl_coefficient": 0.001,
+            "kl_target": 0.0,
+            "kl_horizon": 10_000,
+            "kl_estimator": "k1",
+            "kl_placement": "tokens",
+            "advantage": "gae",
+            "whiten": True,
             "gamma": 1.0,
             "lam": 0.95,
             "clip": 0.2,
+            "value_init": "preference_model",
             "value_clip": 0.2,
             "stock_phrase": "",
             "stop_when_held_out_falls": 0,

@@ -83,7 +83,7 @@ def test_every_stage_needs_a_config_and_a_workdir(capsys, experiment, verb):
             ["--config.nosuch=1"],
             "there is no setting 'nosuch'; known there: algorithm, compare, const",
         ),
-        (["--config.ppo.nosuch=1"], "there is no setting 'nosuch'; known there: batch_size"),
+        (["--config.ppo.nosuch=1"], "there is no setting 'nosuch'; known there: advantage"),
         (["--config.seed.nosuch=1"], "there is no setting 'nosuch'; nothing is below it."),
         (["--config.ppo.updates=x"], "--config.ppo.updates=x: invalid literal for int()"),
         (["--config.ppo=1"], "--config.ppo=1"),

@@ -101,3 +101,26 @@ def test_kl_estimators_agree_with_the_exact_divergence_in_expectation():
     np.testing.assert_allclose(logprobs.kl_k1(log_p, log_q), np.log(p / q), rtol=1e-5)
     np.testing.assert_allclose(logprobs.kl_k2(log_p, log_q), np.log(p / q) ** 2 / 2, rtol=1e-5)
     assert (logprobs.kl_k3(log_p, log_q) > 0).all() and (logprobs.kl_k1(log_p, log_q) < 0).any()
+
+
+def test_kl_estimators_on_samples_come_to_the_closed_form_of_categorical_distributions():
+    rng = np.random.default_rng(0)
+    for scale in (0.1, 0.5, 1.0):
+        log_q = rng.normal(size=9)
+        log_p = log_q + scale * rng.normal(size=9)
+        log_p, log_q = (np.asarray(jax.nn.log_softmax(jnp.asarray(x))) for x in (log_p, log_q))
+        p = np.exp(log_p.astype(np.float64))
+        exact = (p * (log_p - log_q)).sum()
+        tokens = rng.choice(9, size=100_000, p=p / p.sum())
+        found = {
+            name: np.asarray(estimate(log_p[tokens], log_q[tokens]), np.float64)
+            for name, estimate in logprobs.KL_ESTIMATORS.items()
+        }
+        assert set(found) == {"k1", "k2", "k3"}
+        for name in ("k1", "k3"):  # without bias, so within the error of a mean
+            error = found[name].std() / np.sqrt(len(tokens))
+            assert abs(found[name].mean() - exact) < 4 * error
+        # Of the second order alone: its bias is of the third.
+        assert found["k2"].mean() == pytest.approx(exact, rel=scale)
+        assert found["k3"].std() < found["k1"].std()
+        assert found["k1"].min() < 0 <= min(found["k2"].min(), found["k3"].min() + 1e-6)

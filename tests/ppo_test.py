@@ -23,18 +23,22 @@ from cai_jax.stages import ppo
 from cai_jax.stages.ppo import Sampled, Settings
 from cai_jax.training import rollout as rollouts
 from cai_jax.training import state
+from cai_jax.training.advantages import advantages_of
 from cai_jax.training.loop import TrainingError
 from cai_jax.training.optimizer import OptimizerConfig
-from cai_jax.training.rollout import Models, advantages_of, make_rollout, minibatches
+from cai_jax.training.rollout import Models, make_rollout, minibatches, preference_scores
 
 OPTIMIZER = OptimizerConfig(
     kind="adamw", learning_rate=1e-2, schedule="constant", warmup_steps=1, weight_decay=0.0,
     b1=0.9, b2=0.95, eps=1e-8, clip_norm=1.0, moment_dtype="float32",
 )  # fmt: skip
 SETTINGS = Settings(
-    updates=10, batch_size=96, prompt_tokens=40, response_tokens=6, temperature=0.9, epochs=2,
-    minibatches=4, kl_coefficient=0.02, gamma=1.0, lam=0.95, clip=0.2, value_clip=0.2,
-    stock_phrase="", stop_when_held_out_falls=0, save_every=100, remat="none",
+    updates=10, batch_size=96, samples=1, prompt_tokens=40, response_tokens=6, temperature=0.9,
+    reward="preference_model", truncated_score_at="end_token", truncation_penalty=0.0,
+    baseline_responses=0, scale_score=False, epochs=2, minibatches=4, stop_update_at_kl=0.0,
+    kl_coefficient=0.02, kl_target=0.0, kl_horizon=1000, kl_estimator="k1", kl_placement="tokens",
+    advantage="gae", whiten=True, gamma=1.0, lam=0.95, clip=0.2, value_init="preference_model",
+    value_clip=0.2, stock_phrase="", stop_when_held_out_falls=0, save_every=100, remat="none",
     optimizer=OPTIMIZER, value_optimizer=OPTIMIZER,
 )  # fmt: skip
 SOURCE = Provenance("model@0", "test@0", 0, "")
@@ -152,9 +156,13 @@ def sampled(model):
 def rolled(model, sampled, policy=None, reference=None, pm=None):
     prompts, replies = sampled
     pm = scorer(model) if pm is None else pm
-    models = Models(policy or model.params, reference or model.params, pm, pm)
+    models = Models(policy or model.params, reference or model.params, pm)
+    score = preference_scores(
+        model.config, pm, model.tokenizer, model.format, prompts, replies,
+        truncated_at="end_token", batch_size=5, length=54,
+    )  # fmt: skip
     return make_rollout(
-        model.config, models, model.tokenizer, model.format, prompts, replies,
+        model.config, models, model.tokenizer, model.format, prompts, replies, score,
         prompt_tokens_limit=40, response_tokens_limit=6, temperature=0.9,
     )  # fmt: skip
 

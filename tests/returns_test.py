@@ -51,6 +51,73 @@ def test_masked_logprobs_never_reach_the_rewards():
     assert out.tolist() == [[2.0, 0.0]]
 
 
+def test_the_penalty_takes_the_estimator_that_is_asked_for():
+    lp, ref = jnp.array([[-1.0, -2.0]]), jnp.array([[-2.0, -1.5]])
+    mask, score = jnp.ones((1, 2), bool), jnp.array([3.0])
+    log_ratio = np.array([1.0, -0.5])  # of the policy to the reference
+    expected = {
+        "k1": log_ratio,
+        "k2": log_ratio**2 / 2,
+        "k3": np.exp(-log_ratio) - 1 + log_ratio,
+    }
+    for name, kl in expected.items():
+        out = returns.shaped_rewards(score, lp, ref, mask, 0.1, name)
+        np.testing.assert_allclose(out[0], -0.1 * kl + [0, 3], rtol=1e-6)
+    assert expected["k3"] == pytest.approx([0.36787944, 0.14872127])
+
+
+def test_the_whole_penalty_can_fall_on_the_last_token():
+    mask = jnp.array([[True, True, False], [False, True, True], [False, False, False]])
+    lp = jnp.array([[-1.0, -2.0, jnp.nan], [jnp.inf, -1.0, -1.0], [-1.0, -1.0, -1.0]])
+    ref = jnp.array([[-2.0, -1.5, -5.0], [-1.0, -2.0, -3.0], [-2.0, -2.0, -2.0]])
+    score = jnp.array([10.0, -4.0, 7.0])
+    spread = returns.shaped_rewards(score, lp, ref, mask, 0.1)
+    whole = returns.shaped_rewards(score, lp, ref, mask, 0.1, "k1", "last_token")
+    np.testing.assert_allclose(whole, [[0, 9.95, 0], [0, 0, -4.3], [0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(whole.sum(-1), spread.sum(-1), rtol=1e-6)
+
+
+def test_a_score_from_the_zero_of_the_start_less_what_being_cut_off_costs():
+    score, cut = jnp.array([1.0, 2.0, -1.0]), jnp.array([False, True, True])
+    out = returns.normalised_score(score, cut, 0.5, 2.0, 0.25)
+    np.testing.assert_allclose(out, [0.25, 0.5, -1.0], rtol=1e-6)
+    assert out.dtype == jnp.float32
+    np.testing.assert_array_equal(returns.normalised_score(score, cut, 0.0, 1.0, 0.0), score)
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        (6.0, 0.1),  # on target
+        (6.6, 0.1 * (1 + 0.1 * 64 / 1000)),
+        (60.0, 0.1 * (1 + 0.2 * 64 / 1000)),  # no further than 0.2 off
+        (5.4, 0.1 * (1 - 0.1 * 64 / 1000)),
+        (-3.0, 0.1 * (1 - 0.2 * 64 / 1000)),
+    ],
+)
+def test_the_coefficient_follows_the_target(kl, expected):
+    assert returns.adapted_kl_coefficient(0.1, kl, 6.0, 1000, 64) == pytest.approx(expected)
+    assert returns.adapted_kl_coefficient(0.1, kl, 0.0, 1000, 64) == 0.1
+
+
+def test_leave_one_out_by_hand():
+    rewards = jnp.array([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
+    found = returns.leave_one_out(rewards, 3)
+    np.testing.assert_allclose(found, [-3.0, -1.5, 4.5, 0, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 7])
+def test_leave_one_out_equals_a_loop_over_the_others(samples):
+    rewards = np.asarray(draw(5 * samples))
+    expected = []
+    for i, own in enumerate(rewards):
+        first = i // samples * samples
+        others = [rewards[j] for j in range(first, first + samples) if j != i]
+        expected.append(own - sum(others) / len(others))
+    found = returns.leave_one_out(jnp.asarray(rewards), samples)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_gae_by_hand():
     rewards = jnp.array([[0.0, 0.0, 1.0]])
     values = jnp.array([[0.5, 0.5, 0.5]])

@@ -76,7 +76,7 @@ def test_every_missing_key_is_named(common):
     ("key", "value", "sentence"),
     [
         ("nosuch", 1, r"config\.nosuch is not a setting; known here: algorithm, compare"),
-        ("ppo.nosuch", 1, r"config\.ppo\.nosuch is not a setting; known here: batch_size"),
+        ("ppo.nosuch", 1, r"config\.ppo\.nosuch is not a setting; known here: advantage"),
         ("ppo.optimizer.nosuch", 1, r"config\.ppo\.optimizer\.nosuch is not a setting"),
         ("ppo.updates", "x", r"config\.ppo\.updates is 'x'; it must be of type int"),
         ("ppo.updates", 2.0, r"config\.ppo\.updates is 2\.0; it must be of type int"),
@@ -117,6 +117,20 @@ def test_every_missing_key_is_named(common):
         ("preference_model.halves", 1, r"config\.preference_model\.halves is 1; .* type bool"),
         ("ppo.stop_when_held_out_falls", -1, r"config\.ppo\.stop_when_held_out_falls is -1"),
         ("ppo.stop_when_held_out_falls", 3, r"is 3, and no held-out .*halves=True too"),
+        ("ppo.advantage", "grpo", r"config\.ppo: ppo\.advantage is 'grpo'; .* gae, leave_one_out"),
+        ("ppo.advantage", "leave_one_out", r"ppo\.samples is 1, .*raise ppo\.samples"),
+        ("ppo.samples", 7, r"batch_size \(64\) is not a multiple of ppo\.samples \(7\)"),
+        ("ppo.samples", 0, r"config\.ppo"),
+        ("ppo.reward", "rating", r"value_init is 'preference_model', .*set ppo\.value_init='zero"),
+        ("ppo.value_init", "zeros", r"config\.ppo: ppo\.value_init is 'zeros'"),
+        ("ppo.kl_estimator", "k4", r"ppo\.kl_estimator is 'k4'; it must be one of k1, k2, k3"),
+        ("ppo.kl_placement", "first", r"ppo\.kl_placement is 'first'"),
+        ("ppo.kl_target", -1.0, r"config\.ppo\.kl_target is -1\.0; it must be at least 0"),
+        ("ppo.truncated_score_at", "end", r"ppo\.truncated_score_at is 'end'"),
+        ("ppo.truncation_penalty", -1.0, r"config\.ppo\.truncation_penalty is -1\.0"),
+        ("ppo.baseline_responses", -1, r"config\.ppo\.baseline_responses is -1"),
+        ("ppo.scale_score", True, r"ppo\.baseline_responses is 0, and ppo\.scale_score"),
+        ("ppo.stop_update_at_kl", -0.1, r"config\.ppo\.stop_update_at_kl is -0\.1"),
         ("engine.slots", 0, r"config\.engine\.slots is 0; it must be at least 1"),
         ("mesh.data", 0, r"config\.mesh\.data is 0"),
     ],
@@ -126,3 +140,20 @@ def test_each_bad_value_has_its_sentence(common, key, value, sentence):
         run_settings(changed(common, key, value))
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+def test_an_adaptive_coefficient_has_somewhere_to_start_and_a_horizon(common):
+    adaptive = changed(common, "ppo.kl_target", 6.0)
+    assert run_settings(adaptive).ppo.kl_target == 6.0
+    for key, value in (("ppo.kl_coefficient", 0.0), ("ppo.kl_horizon", 63)):
+        with pytest.raises(ConfigError, match=r"config\.ppo: ppo\.kl_target is 6\.0, and .*64"):
+            run_settings(changed(adaptive, key, value))
+
+
+def test_ratings_leave_no_preference_model_to_watch(common):
+    rated = changed(changed(common, "ppo.reward", "rating"), "ppo.value_init", "zero_head")
+    assert run_settings(rated).rated and not run_settings(common).rated
+    halves = changed(rated, "preference_model.halves", True)
+    with pytest.raises(ConfigError, match=r"reward is 'rating', and .*halves=True"):
+        run_settings(halves)
+    assert not run_settings(changed(halves, "algorithm", "dpo")).rated

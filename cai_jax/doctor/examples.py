@@ -19,7 +19,6 @@ from cai_jax.datasets.prompts import LabelPair, PromptRow
 from cai_jax.decoding import Engine
 from cai_jax.decoding.respond import Reply, respond
 from cai_jax.decoding.schedule import compile_script
-from cai_jax.models import heads
 from cai_jax.principles import Constitution
 from cai_jax.questions import Pair
 from cai_jax.records import Comparison, Provenance, Response, Revision
@@ -160,17 +159,16 @@ def _comparisons(settings: RunSettings, pairs: Sequence[LabelPair]) -> list[Comp
 
 
 def rollout(settings: RunSettings, model: Model, row: PromptRow) -> tuple[Rollout, Reply, Example]:
-    """A PPO rollout of one response, scored by the code that scores rollouts."""
+    """A PPO rollout of one response, read by the code that reads rollouts; without a score."""
     s, form = settings.ppo, model.format
     engine = Engine(model, 1, settings.engine.max_length)
     ((reply,),) = respond(
         engine, form, [("doctor", row.conversation)], stream="ppo", seed=settings.seed, samples=1,
         max_new_tokens=s.response_tokens, temperature=s.temperature,
     )  # fmt: skip
-    scalar = heads.with_scalar_head(model.params)
     made = make_rollout(
-        model.config, Models(model.params, model.params, scalar, scalar), model.tokenizer, form,
-        [row.conversation], [reply], prompt_tokens_limit=s.prompt_tokens,
+        model.config, Models(model.params, model.params, None), model.tokenizer, form,
+        [row.conversation], [reply], np.zeros(1, np.float32), prompt_tokens_limit=s.prompt_tokens,
         response_tokens_limit=s.response_tokens, temperature=s.temperature,
     )  # fmt: skip
     prompt = np.asarray(made.prompt)[np.asarray(made.prompt_mask)].tolist()

@@ -19,8 +19,8 @@ class PpoCurve:
 
     Attributes:
       steps: update number, from 1.
-      scores: mean preference-model score of the update's responses.
-      rewards: mean total reward, which is the score less the KL penalty.
+      scores: mean score of the update's responses, of the preference model or a rating.
+      rewards: mean total reward, which is the score, normalised, less all penalties.
       kls: mean KL from the start in nats, summed over the response.
       seeds: of the runs behind the numbers.
     """
@@ -37,7 +37,7 @@ def draw(data: PpoCurve, stem: str | os.PathLike) -> list[Path]:
     responses = sorted({point.n for point in data.scores})
     caption = style.caption_of(
         [
-            "Above: preference-model score and total reward (score less the KL penalty).",
+            "Above: score and total reward (score, normalised where asked, less all penalties).",
             "Below: KL from the start of PPO, nats summed over a response.",
             "Lines: means over the update's responses; bands: 95% intervals of the means.",
             f"n = {'-'.join(str(n) for n in responses[:: max(1, len(responses) - 1)])} responses "
@@ -60,7 +60,7 @@ def draw(data: PpoCurve, stem: str | os.PathLike) -> list[Path]:
         axes.fill_between(data.steps, lows, highs, color=colour, alpha=0.15, linewidth=0)
         marks = {"marker": style.MARKERS[k], "markersize": 4.5} if len(data.steps) <= 40 else {}
         axes.plot(data.steps, values, color=colour, linewidth=2, label=name, **marks)
-    style.dress(upper, "", "PM score, reward")
+    style.dress(upper, "", "score, reward")
     style.dress(lower, "PPO update", "KL (nats)")
     upper.tick_params(labelbottom=False)
     lower.set_ylim(bottom=min(0.0, *(p.low for p in data.kls)))

@@ -16,6 +16,13 @@ def with_scalar_head(params: Params) -> Params:
     return {**trunk, "scalar_head": head}
 
 
+def rescaled(params: Params, mean: float, deviation: float) -> Params:
+    """A model whose scalar is (scalar - mean) / deviation."""
+    kernel, bias = params["scalar_head"]["kernel"], params["scalar_head"]["bias"]
+    head = {"kernel": kernel / deviation, "bias": (bias - mean) / deviation}
+    return {**params, "scalar_head": head}
+
+
 def scalar(params: Params, hidden: jax.Array) -> jax.Array:
     """[..., D] -> float32[...]."""
     head = params["scalar_head"]

@@ -116,14 +116,22 @@ def score_texts(
     *,
     batch_size: int,
     length: int,
+    closed: Sequence[bool] | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> np.ndarray:
-    """Preference scores float32[N] of whole replies to conversations.
+    """Preference scores float32[N] of replies to conversations.
 
-    A text is closed by the end token, where the score is read, also where sampling was cut off; one
-    longer than `length` keeps its end.
+    A text longer than `length` keeps its end.
+
+    Args:
+      closed: whether each text is closed by the end token, where the score is then read, or the
+        score is read at its last token; None closes all, also where sampling was cut off.
     """
-    rows = [example(tokenizer, form, prompt, text)[0][-length:] for prompt, text in texts]
+    closed = [True] * len(texts) if closed is None else closed
+    rows = [
+        example(tokenizer, form, *text, end)[0][-length:]
+        for text, end in zip(texts, closed, strict=True)
+    ]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     scores = np.zeros(len(rows), np.float32)
     for start in range(0, len(rows), batch_size):

@@ -1,16 +1,20 @@
 """RL-CAI: PPO against the preference model, with a KL penalty to SL-CAI (section 4.2).
 
 The companion paper (2204.05862, section 4) gives the objective, r_PM - lambda * KL, clip 0.2 and
-gamma 1. What both papers leave open is chosen here and set in the config: the penalty is spread
-over the tokens, the score falls on the last token, advantages are GAE's and whitened, and the value
-function is a trunk of its own that starts as the preference model.
+gamma 1. What both papers leave open is chosen in the config, and docs/ppo.md gives the reason of
+each default: the penalty is spread over the tokens, the score falls on the last token, advantages
+are GAE's and whitened, and the value function is a trunk of its own that starts as the preference
+model. The feedback model's own ratings can take the preference model's place, and leave one out
+that of the value function.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean, pstdev
 
 import jax
 import jax.numpy as jnp
@@ -18,122 +22,27 @@ import numpy as np
 
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding.engine import Engine
-from cai_jax.decoding.respond import respond
+from cai_jax.decoding.rate import Judge, rate
 from cai_jax.encoding import prompt_tokens
 from cai_jax.evaluation.goodhart import HeldOut, turned, watch
-from cai_jax.losses import clipped_policy_loss, clipped_value_loss, masked_mean
 from cai_jax.mesh import layout, place, shard_batch
+from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.scoring import reply_logprobs, reply_values
 from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
 from cai_jax.records import Provenance
+from cai_jax.returns import adapted_kl_coefficient, normalised_score
 from cai_jax.shards import Shards
-from cai_jax.training import optimizer, state
+from cai_jax.training import optimizer, rollout, state
+from cai_jax.training.advantages import KL_METRICS, Minibatch, advantages_of
 from cai_jax.training.checkpoint import Checkpoints
 from cai_jax.training.loop import TrainingError
 from cai_jax.training.metrics import MetricsLog
-from cai_jax.training.optimizer import OptimizerConfig
-from cai_jax.training.rollout import (
-    Minibatch,
-    Models,
-    Sampled,
-    advantages_of,
-    make_rollout,
-    minibatches,
-    scored_length,
-    stream,
-)
+from cai_jax.training.ppo_losses import make_policy_loss, make_value_loss
+from cai_jax.training.ppo_settings import Settings
+from cai_jax.training.rollout import Answer, Models, Sampled, Scores, minibatches, stream
 
 RATIO_TOLERANCE = 1e-3  # float32 rounding of two compilations of one forward pass stays below
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Attributes:
-    updates: rollouts in all.
-    batch_size: responses a rollout.
-    prompt_tokens: longest prompt; longer ones are left out.
-    response_tokens: limit of a response; 128 in the companion paper.
-    temperature: of the policy, when it samples and when it is scored.
-    epochs: passes over a rollout; the companion paper's K is 1, 2 or 4.
-    minibatches: optimiser steps a pass.
-    kl_coefficient: lambda; 0.001 in the companion paper.
-    gamma: discount a token; 1 in the companion paper.
-    lam: GAE's lambda.
-    clip: of the probability ratio; 0.2 in the companion paper.
-    value_clip: of the value's change, in units of the score.
-    stock_phrase: words whose share among the responses is logged; empty for none.
-    stop_when_held_out_falls: N stops before the last update once the held-out preference model's
-      mean score over N updates is below that over the N before; 0 never does. Between few
-      responses chance alone makes such a difference.
-    save_every: updates between checkpoints.
-    remat: what the backward pass recomputes, a key of models.transformer.REMAT.
-    optimizer: of the policy; the companion paper's learning rate is 0.01 of pretraining.
-    value_optimizer: of the value function.
-    """
-
-    updates: int
-    batch_size: int
-    prompt_tokens: int
-    response_tokens: int
-    temperature: float
-    epochs: int
-    minibatches: int
-    kl_coefficient: float
-    gamma: float
-    lam: float
-    clip: float
-    value_clip: float
-    stock_phrase: str
-    stop_when_held_out_falls: int
-    save_every: int
-    remat: str
-    optimizer: OptimizerConfig
-    value_optimizer: OptimizerConfig
-
-    def __post_init__(self):
-        if self.batch_size % self.minibatches:
-            raise ValueError(
-                f"ppo.batch_size ({self.batch_size}) is not a multiple of ppo.minibatches "
-                f"({self.minibatches}); change one of them."
-            )
-        if self.temperature <= 0:
-            raise ValueError(
-                f"ppo.temperature is {self.temperature}; a policy needs one above 0 to explore."
-            )
-
-
-def make_policy_loss(config: ModelConfig, settings: Settings):
-    """loss(params, Minibatch) -> (clipped surrogate, metrics)."""
-
-    def loss_fn(params: Params, batch: Minibatch):
-        r = batch.rollout
-        logprobs, entropies = reply_logprobs(
-            config, params, r.prompt, r.prompt_mask, r.response, r.mask, settings.temperature,
-            settings.remat,
-        )  # fmt: skip
-        loss, metrics = clipped_policy_loss(
-            logprobs, r.logprobs, batch.advantages, r.mask, settings.clip
-        )
-        moved = jnp.where(r.mask, jnp.abs(jnp.exp(logprobs - r.logprobs) - 1), 0.0)
-        entropy = masked_mean(entropies, r.mask)
-        return loss, {**metrics, "policy/entropy": entropy, "policy/ratio_error": moved.max()}
-
-    return loss_fn
-
-
-def make_value_loss(config: ModelConfig, settings: Settings):
-    """loss(params, Minibatch) -> (clipped squared error, metrics)."""
-
-    def loss_fn(params: Params, batch: Minibatch):
-        r = batch.rollout
-        values = reply_values(
-            config, params, r.prompt, r.prompt_mask, r.response, r.mask, settings.remat
-        )
-        return clipped_value_loss(values, r.values, batch.returns, r.mask, settings.value_clip)
-
-    return loss_fn
 
 
 def fitting(settings: Settings, tokenizer, form: Format, rows: list[PromptRow]) -> list[PromptRow]:
@@ -161,7 +70,7 @@ def train_ppo(
     form: Format,
     policy_params: Params,
     ref_params: Params,
-    pm_params: Params,
+    pm_params: Params | None,
     rows: list[PromptRow],
     directory: Path,
     seed: int,
@@ -169,115 +78,213 @@ def train_ppo(
     progress: Callable[[int, int, dict], None],
     mesh: jax.sharding.Mesh | None = None,
     held_out: HeldOut | None = None,
+    judge: Judge | None = None,
 ) -> Params:
     """Trains the policy; resumes from the newest checkpoint in `directory`.
 
     Args:
       engine: decodes with the policy; its params are set at every update.
       policy_params: the start; its buffers are taken over.
-      ref_params, pm_params: frozen; of any float dtype.
-      rows: prompts; each update takes the next `batch_size` of an endless reshuffled stream.
+      ref_params, pm_params: frozen; of any float dtype. `pm_params` may be None where ratings are
+        the score.
+      rows: prompts; each update takes the next of an endless reshuffled stream.
       mesh: over which the models, optimiser states and batches are split; None for one device.
       held_out: a preference model that scores the responses too, and trains nothing.
+      judge: the feedback model, where its ratings are the score.
 
     Raises:
+      ValueError: no prompt fits, before anything is computed.
+      ScriptError: a response's question to the judge does not fit its engine.
       TrainingError: a loss is not finite, or the policy that is trained is not the one that
         sampled.
     """
-    config = engine.config
-    rows = fitting(settings, engine.tokenizer, form, rows)
-    steps = settings.updates * settings.epochs * settings.minibatches
-    opt = optimizer.make(settings.optimizer, steps)
-    value_opt = optimizer.make(settings.value_optimizer, steps)
-    start = jax.tree.map(lambda x: jnp.array(x, jnp.float32), pm_params)
-    states = {
-        "policy": state.create(policy_params, opt),
-        "value": state.create(start, value_opt),
-    }
-    states = place(states, mesh)
-    laid_out = layout(states)
-    policy_step = state.make_step(
-        make_policy_loss(config, settings), opt, state_shardings=laid_out["policy"]
-    )
-    value_step = state.make_step(
-        make_value_loss(config, settings), value_opt, state_shardings=laid_out["value"]
-    )
+    s, config = settings, engine.config
+    rows = fitting(s, engine.tokenizer, form, rows)
+    length = rollout.scored_length(s.prompt_tokens, s.response_tokens)
+    sampling = {"seed": seed, "max_new_tokens": s.response_tokens, "temperature": s.temperature}
+
+    def scored(answers: list[Answer]) -> Scores:
+        if s.reward == "rating":
+            texts = [(a.name, a.sample, a.row.conversation, a.reply.text) for a in answers]
+            found = rate(judge, texts)
+            values = np.array([rated.score for rated in found], np.float32)
+            return Scores(values, [rated.principle for rated in found])
+        values = rollout.preference_scores(
+            config, pm_params, engine.tokenizer, form, [a.row.conversation for a in answers],
+            [a.reply for a in answers], truncated_at=s.truncated_score_at, batch_size=s.batch_size,
+            length=length, mesh=mesh,
+        )  # fmt: skip
+        return Scores(values, [None] * len(answers))
+
+    begin = Shards(directory / "start_responses", 1)
+    if s.baseline_responses and not begin.done():
+        prompts = stream(rows, s.baseline_responses, 0, seed)
+        answers = rollout.sample(
+            engine, form, policy_params, prompts, stream="ppo start", samples=1, **sampling
+        )
+        scores, none = scored(answers), [None] * len(answers)
+        begin.write(
+            0, rollout.records(-1, answers, scores, provenance, np.zeros(len(none)), none, none)
+        )
+    mean, deviation = baseline(s, begin.read(Sampled) if s.baseline_responses else [])
+    states, steps = _start(s, config, policy_params, pm_params, mean, deviation, mesh)
     checkpoints = Checkpoints(directory / "checkpoints", keep=1)
     log = MetricsLog(directory / "metrics.jsonl")
     shards = Shards(directory / "rollouts")
-    done = 0
+    done, kl_coefficient = 0, s.kl_coefficient
     if (restored := checkpoints.restore(states)) is not None:
         states, extra = restored
-        done = extra["update"]
+        done, kl_coefficient = extra["update"], extra.get("kl_coefficient", kl_coefficient)
     log.truncate(done)
-    for update in range(done, settings.updates):
-        window = settings.stop_when_held_out_falls
+    for update in range(done, s.updates):
+        window = s.stop_when_held_out_falls
         if window and turned(log.rows(), window):
             break
-        part = stream(rows, settings.batch_size, update, seed)
-        engine.params = states["policy"].params
-        replies = respond(
-            engine,
-            form,
-            [(name, row.conversation) for name, row in part],
-            stream="ppo",
-            seed=seed,
-            samples=1,
-            max_new_tokens=settings.response_tokens,
-            temperature=settings.temperature,
+        clock = [time.perf_counter()]
+        prompts = stream(rows, s.batch_size // s.samples, update, seed)
+        policy = states["policy"].params
+        answers = rollout.sample(
+            engine, form, policy, prompts, stream="ppo", samples=s.samples, **sampling
         )
-        engine.params = None  # lets go of its own layout of the weights while these train
-        replies = [reply for (reply,) in replies]
-        rollout = make_rollout(
-            config,
-            Models(states["policy"].params, ref_params, states["value"].params, pm_params),
-            engine.tokenizer,
-            form,
-            [row.conversation for _, row in part],
-            replies,
-            prompt_tokens_limit=settings.prompt_tokens,
-            response_tokens_limit=settings.response_tokens,
-            temperature=settings.temperature,
-            mesh=mesh,
-        )
-        texts = [(row.conversation, r.text) for (_, row), r in zip(part, replies, strict=True)]
-        length = scored_length(settings.prompt_tokens, settings.response_tokens)
+        clock.append(time.perf_counter())
+        scores = scored(answers)
+        value = states["value"].params if s.has_value else None
+        rolled = rollout.make_rollout(
+            config, Models(policy, ref_params, value), engine.tokenizer, form,
+            [a.row.conversation for a in answers], [a.reply for a in answers], scores.values,
+            prompt_tokens_limit=s.prompt_tokens, response_tokens_limit=s.response_tokens,
+            temperature=s.temperature, mesh=mesh,
+        )  # fmt: skip
+        texts = [(a.row.conversation, a.reply.text) for a in answers]
         monitored, others = watch(
-            engine, form, texts, rollout.score, settings.stock_phrase, held_out, length, mesh
+            engine, form, texts, scores.values, s.stock_phrase, held_out, length, mesh
         )
+        truncated = np.array([a.truncated for a in answers])
+        credit = normalised_score(scores.values, truncated, mean, deviation, s.truncation_penalty)
         data, metrics = advantages_of(
-            rollout, settings.kl_coefficient, settings.gamma, settings.lam
-        )
-        parts = minibatches(data, settings.minibatches, settings.epochs, seed, update)
-        last: dict[str, jax.Array] = {}
-        for number, minibatch in enumerate(parts):
-            minibatch = shard_batch(minibatch, mesh)
-            states["policy"], last = policy_step(states["policy"], minibatch)
-            error = float(last["policy/ratio_error"])
-            if number == 0:
-                metrics["policy/first_ratio_error"] = last["policy/ratio_error"]
-                if not error < RATIO_TOLERANCE:
-                    raise TrainingError(
-                        f"PPO update {update}: the policy gives its own samples other "
-                        f"probabilities than when it drew them (ratio off by {error:.2g}); "
-                        "the weights or the temperature changed in between, or hold NaN."
-                    )
-            states["value"], value_metrics = value_step(states["value"], minibatch)
-        values = {**metrics, **_named(last, "policy"), **_named(value_metrics, "value")}
-        values = {name: float(v) for name, v in jax.device_get(values).items()} | monitored
+            rolled, kl_coefficient, s.gamma, s.lam, np.asarray(credit), estimator=s.kl_estimator,
+            placement=s.kl_placement, samples=s.samples, whitened=s.whiten,
+        )  # fmt: skip
+        jax.block_until_ready(data)
+        clock.append(time.perf_counter())
+        parts = minibatches(data, s.minibatches, s.epochs, seed, update)
+        metrics |= _train_on(states, steps, parts, update, s.stop_update_at_kl, mesh)
+        values = {name: float(v) for name, v in jax.device_get(metrics).items()} | monitored
+        values["objective/kl_coefficient"] = kl_coefficient
+        values["objective/truncated"] = float(truncated.mean())
         bad = [name for name, v in values.items() if not np.isfinite(v)]
         if bad:
             raise TrainingError(
                 f"PPO update {update}: {bad[0]} is {values[bad[0]]}; nothing of it was saved. "
                 "Lower ppo.optimizer.learning_rate, or look at the rollout's prompts."
             )
-        shards.write(update, _records(update, part, replies, rollout, others, provenance))
+        clock.append(time.perf_counter())
+        kl = np.where(rolled.mask, np.asarray(rolled.logprobs) - rolled.ref_logprobs, 0).sum(-1)
+        reward = np.asarray(data.reward).tolist()
+        shards.write(
+            update, rollout.records(update, answers, scores, provenance, kl, reward, others)
+        )
+        values |= _perf(clock)
         log.write(update + 1, values)
-        progress(update + 1, settings.updates, values)
-        if (update + 1) % settings.save_every == 0 and update + 1 < settings.updates:
-            checkpoints.save(update + 1, states, {"update": update + 1})
+        progress(update + 1, s.updates, values)
+        kl_coefficient = adapted_kl_coefficient(
+            kl_coefficient, values[KL_METRICS[s.kl_estimator]], s.kl_target, s.kl_horizon,
+            s.batch_size,
+        )  # fmt: skip
+        if (update + 1) % s.save_every == 0 and update + 1 < s.updates:
+            extra = {"update": update + 1, "kl_coefficient": kl_coefficient}
+            checkpoints.save(update + 1, states, extra)
     checkpoints.close()
     return states["policy"].params
+
+
+def baseline(settings: Settings, responses: list[Sampled]) -> tuple[float, float]:
+    """What is subtracted from every score and what the difference is divided by.
+
+    Args:
+      responses: of the policy's start; none where nothing is subtracted.
+
+    Raises:
+      ValueError: all have the same score, which cannot be divided by.
+    """
+    if not responses:
+        return 0.0, 1.0
+    found = [r.score for r in responses]
+    if not settings.scale_score:
+        return fmean(found), 1.0
+    if not (deviation := pstdev(found)):
+        raise ValueError(
+            f"all {len(found)} responses that give ppo its baseline have the score {found[0]}; "
+            "set ppo.scale_score=False, or raise ppo.baseline_responses."
+        )
+    return fmean(found), deviation
+
+
+def _start(
+    settings: Settings,
+    config: ModelConfig,
+    policy_params: Params,
+    pm_params: Params | None,
+    mean: float,
+    deviation: float,
+    mesh: jax.sharding.Mesh | None,
+) -> tuple[dict[str, state.TrainState], dict[str, Callable]]:
+    """States at step 0, and the jitted step of each, under the names "policy" and "value"."""
+    s = settings
+    total = s.updates * s.epochs * s.minibatches
+    opts = {"policy": optimizer.make(s.optimizer, total)}
+    losses = {"policy": make_policy_loss(config, s.temperature, s.clip, s.remat)}
+    starts = {"policy": policy_params}
+    if s.has_value:
+        opts["value"] = optimizer.make(s.value_optimizer, total)
+        losses["value"] = make_value_loss(config, s.value_clip, s.remat)
+        copied = lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)  # noqa: E731
+        if s.value_init == "zero_head":
+            starts["value"] = heads.with_scalar_head(copied(policy_params))
+        else:
+            starts["value"] = heads.rescaled(copied(pm_params), mean, deviation)
+    states = place({name: state.create(starts[name], opts[name]) for name in starts}, mesh)
+    laid_out = layout(states)
+    steps = {
+        name: state.make_step(losses[name], opts[name], state_shardings=laid_out[name])
+        for name in starts
+    }
+    return states, steps
+
+
+def _train_on(
+    states: dict[str, state.TrainState],
+    steps: dict[str, Callable],
+    parts: list[Minibatch],
+    update: int,
+    stop_at_kl: float,
+    mesh: jax.sharding.Mesh | None,
+) -> dict[str, jax.Array]:
+    """Optimiser steps on each minibatch, in place of `states`; metrics of the last.
+
+    One whose policy is further than `stop_at_kl` from the one that sampled, where that is not 0,
+    is the last.
+    """
+    found: dict[str, jax.Array] = {}
+    for number, minibatch in enumerate(parts, start=1):
+        minibatch = shard_batch(minibatch, mesh)
+        states["policy"], last = steps["policy"](states["policy"], minibatch)
+        error = float(last["policy/ratio_error"])
+        if number == 1:
+            found["policy/first_ratio_error"] = last["policy/ratio_error"]
+            if not error < RATIO_TOLERANCE:
+                raise TrainingError(
+                    f"PPO update {update}: the policy gives its own samples other "
+                    f"probabilities than when it drew them (ratio off by {error:.2g}); "
+                    "the weights or the temperature changed in between, or hold NaN."
+                )
+        found |= _named(last, "policy") | {"policy/minibatches": number}
+        if "value" in states:
+            states["value"], last_value = steps["value"](states["value"], minibatch)
+            found |= _named(last_value, "value")
+        if stop_at_kl and float(last["policy/kl_to_old"]) > stop_at_kl:
+            break
+    return found
 
 
 def _named(metrics: dict[str, jax.Array], prefix: str) -> dict[str, jax.Array]:
@@ -289,22 +296,9 @@ def _named(metrics: dict[str, jax.Array], prefix: str) -> dict[str, jax.Array]:
     }
 
 
-def _records(update, part, replies, rollout, others, provenance) -> list[Sampled]:
-    kl = np.where(rollout.mask, np.asarray(rollout.logprobs) - rollout.ref_logprobs, 0).sum(-1)
-    return [
-        Sampled(
-            update=update,
-            id=row.id,
-            kind=row.kind,
-            prompt=row.conversation,
-            response=reply.text,
-            stop_reason=reply.stop_reason,
-            score=float(score),
-            kl=float(k),
-            provenance=provenance,
-            held_out_score=other,
-        )
-        for (_, row), reply, score, k, other in zip(
-            part, replies, np.asarray(rollout.score), kl, others, strict=True
-        )
-    ]
+def _perf(clock: list[float]) -> dict[str, float]:
+    """Seconds of an update and of its parts, from the times when each part began or ended."""
+    names = ("rollout", "scoring", "update")
+    spans = zip(names, itertools.pairwise(clock), strict=True)
+    parts = {f"perf/{name}_seconds": end - begin for name, (begin, end) in spans}
+    return parts | {"perf/step_seconds": time.perf_counter() - clock[0]}

@@ -1,39 +1,48 @@
-"""One batch of PPO's experience: sampled responses, what four models say of them, advantages."""
+"""One batch of PPO's experience: sampled responses and what the models say of them."""
 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from collections.abc import Sequence
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cai_jax import rng
 from cai_jax.batch import Rollout
 from cai_jax.conversation import Conversation
 from cai_jax.datasets.prompts import PromptRow
-from cai_jax.decoding.respond import Reply
+from cai_jax.decoding.engine import Engine
+from cai_jax.decoding.respond import Reply, respond
 from cai_jax.encoding import prompt_tokens
-from cai_jax.losses import masked_mean
 from cai_jax.mesh import shard_batch
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.scoring import jit_reply_logprobs, jit_reply_values, score_texts
 from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
 from cai_jax.records import Kind, Provenance, Record
-from cai_jax.returns import gae, shaped_rewards, whiten
 from cai_jax.tokenizer import Tokenizer
+from cai_jax.training.advantages import Minibatch
 
 RETOKENIZED = 8  # tokens by which a reply's text may come out longer than its sampled tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampled(Record):
-    """One response of a rollout. Attributes: update, from 0; id of the prompt; kl to the reference
-    in nats, summed over the response; held_out_score, of the preference model of the other half
-    of the comparisons, where there is one."""
+    """One response of a rollout.
+
+    Attributes:
+      update: from 0; -1 for SL-CAI's responses whose scores give the baseline.
+      id: of the prompt.
+      score: as the preference model gives it, or the rating in [-1, 1].
+      kl: to the reference in nats, summed over the response (k1).
+      held_out_score: of the preference model of the other half of the comparisons, where there is
+        one.
+      sample: which of the responses to the prompt.
+      reward: what was optimised: the score, normalised, less all penalties; None in older records.
+      principle: id of the principle that the response was rated by; None without a rating.
+    """
 
     update: int
     id: str
@@ -45,51 +54,105 @@ class Sampled(Record):
     kl: float
     provenance: Provenance
     held_out_score: float | None = None
+    sample: int = 0
+    reward: float | None = None
+    principle: str | None = None
 
 
-@flax.struct.dataclass
-class Minibatch:
-    """Rows of a rollout with what PPO derives from them; advantages, returns float32[B, R]."""
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A sampled response. Attributes: name, the prompt's place in the stream; row, the prompt;
+    sample, which of the responses to it; reply."""
 
-    rollout: Rollout
-    advantages: jax.Array
-    returns: jax.Array
+    name: str
+    row: PromptRow
+    sample: int
+    reply: Reply
 
-
-@partial(jax.jit, static_argnames=("gamma", "lam"))
-def advantages_of(
-    rollout: Rollout, kl_coefficient: jax.Array, gamma: float, lam: float
-) -> tuple[Minibatch, dict[str, jax.Array]]:
-    """Whitened advantages and returns of a rollout, and what the run reports of it."""
-    r = rollout
-    rewards = shaped_rewards(r.score, r.logprobs, r.ref_logprobs, r.mask, kl_coefficient)
-    advantages, returns = gae(rewards, r.values, r.mask, gamma, lam)
-    kl = jnp.where(r.mask, r.logprobs - r.ref_logprobs, 0.0).sum(-1)
-    metrics = {
-        "objective/score": r.score.mean(),
-        "objective/kl": kl.mean(),
-        "objective/reward": rewards.sum(-1).mean(),
-        "objective/response_tokens": r.mask.sum(-1).mean(),
-        "value/mean": masked_mean(r.values, r.mask),
-        "value/explained_variance": 1
-        - _variance(returns - r.values, r.mask) / (_variance(returns, r.mask) + 1e-8),
-    }
-    return Minibatch(rollout, whiten(advantages, r.mask), returns), metrics
+    @property
+    def truncated(self) -> bool:
+        """Whether sampling met its limit."""
+        return self.reply.stop_reason == "length"
 
 
-def _variance(x: jax.Array, mask: jax.Array) -> jax.Array:
-    mean = masked_mean(x, mask)
-    return masked_mean(jnp.square(x - mean), mask)
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Attributes: values, float32[B]; principles, ids of those that responses were rated by, or
+    None of each."""
+
+    values: np.ndarray
+    principles: Sequence[str | None]
 
 
 @flax.struct.dataclass
 class Models:
-    """The four params of PPO: policy, reference (its frozen start), value and preference model."""
+    """Params: policy, reference (its frozen start), value, or None without a value function."""
 
     policy: Params
     reference: Params
-    value: Params
-    pm: Params
+    value: Params | None
+
+
+def sample(
+    engine: Engine,
+    form: Format,
+    params: Params,
+    prompts: Sequence[tuple[str, PromptRow]],
+    *,
+    stream: str,
+    seed: int,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> list[Answer]:
+    """Responses of a policy, those to one prompt together; the engine then lets its weights go."""
+    engine.params = params
+    replies = respond(
+        engine,
+        form,
+        [(name, row.conversation) for name, row in prompts],
+        stream=stream,
+        seed=seed,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+    engine.params = None  # lets go of its own layout of the weights while these train
+    return [
+        Answer(name, row, number, reply)
+        for (name, row), group in zip(prompts, replies, strict=True)
+        for number, reply in enumerate(group)
+    ]
+
+
+def preference_scores(
+    config: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    form: Format,
+    prompts: Sequence[Conversation],
+    replies: Sequence[Reply],
+    *,
+    truncated_at: str,
+    batch_size: int,
+    length: int,
+    mesh: jax.sharding.Mesh | None = None,
+) -> np.ndarray:
+    """The preference model's score of each reply, float32[B].
+
+    It reads texts, not the tokens that were sampled: as it was trained to, closed by the end token.
+
+    Args:
+      truncated_at: where it scores a reply that met its limit: at the "end_token" too, or at the
+        reply's "last_token".
+      batch_size, length: see `score_texts`.
+    """
+    texts = [(p, r.text) for p, r in zip(prompts, replies, strict=True)]
+    closed = [truncated_at == "end_token" or r.stop_reason != "length" for r in replies]
+    return score_texts(
+        config, params, tokenizer, form, texts, batch_size=batch_size, length=length,
+        closed=closed, mesh=mesh,
+    )  # fmt: skip
 
 
 def make_rollout(
@@ -97,20 +160,21 @@ def make_rollout(
     models: Models,
     tokenizer: Tokenizer,
     form: Format,
-    prompts: list[Conversation],
-    replies: list[Reply],
+    prompts: Sequence[Conversation],
+    replies: Sequence[Reply],
+    score: np.ndarray,
     *,
     prompt_tokens_limit: int,
     response_tokens_limit: int,
     temperature: float,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Rollout:
-    """Pads the texts and lets the four models say what they think of them.
+    """Pads the texts and lets policy, reference and value function say what they think of them.
 
-    Policy, reference and value read the very tokens that were sampled. The preference model reads
-    the text as it was trained to: closed by the end token, also where sampling met its limit.
+    They read the very tokens that were sampled.
 
     Args:
+      score: float32[B].
       prompt_tokens_limit, response_tokens_limit: P and R.
       temperature: at which the replies were sampled.
     """
@@ -121,16 +185,7 @@ def make_rollout(
     texts = shard_batch((prompt, prompt_mask, response, mask), mesh)
     logprobs, _ = jit_reply_logprobs(config, models.policy, *texts, temperature)
     ref_logprobs, _ = jit_reply_logprobs(config, models.reference, *texts, temperature)
-    score = score_texts(
-        config,
-        models.pm,
-        tokenizer,
-        form,
-        [(p, r.text) for p, r in zip(prompts, replies, strict=True)],
-        batch_size=len(replies),
-        length=scored_length(prompt_tokens_limit, response_tokens_limit),
-        mesh=mesh,
-    )
+    values = None if models.value is None else jit_reply_values(config, models.value, *texts)
     return Rollout(
         prompt=prompt,
         prompt_mask=prompt_mask,
@@ -138,7 +193,7 @@ def make_rollout(
         mask=mask,
         logprobs=logprobs,
         ref_logprobs=ref_logprobs,
-        values=jit_reply_values(config, models.value, *texts),
+        values=values,
         score=score,
     )
 
@@ -149,11 +204,11 @@ def scored_length(prompt_tokens_limit: int, response_tokens_limit: int) -> int:
 
 
 def stream(
-    rows: list[PromptRow], batch_size: int, update: int, seed: int
+    rows: list[PromptRow], count: int, update: int, seed: int
 ) -> list[tuple[str, PromptRow]]:
-    """The prompts of one update, each under a name of its own: its place in the stream."""
+    """The `count` prompts of one update, each under a name of its own: its place in the stream."""
     found = []
-    for n in range(update * batch_size, (update + 1) * batch_size):
+    for n in range(update * count, (update + 1) * count):
         epoch, i = divmod(n, len(rows))
         row = rows[rng.permutation(len(rows), seed, "ppo prompts", epoch)[i]]
         found.append((f"{n}/{row.id}", row))
@@ -171,6 +226,36 @@ def minibatches(
         for rows in np.split(order, count):
             found.append(jax.tree.map(lambda x, rows=rows: x[rows], data))
     return found
+
+
+def records(
+    update: int,
+    answers: Sequence[Answer],
+    scores: Scores,
+    provenance: Provenance,
+    kl: np.ndarray,
+    reward: Sequence[float] | Sequence[None],
+    held_out: Sequence[float] | Sequence[None],
+) -> list[Sampled]:
+    """What is kept of responses; `kl`, `reward` and `held_out` have an entry for each."""
+    return [
+        Sampled(
+            update=update,
+            id=answer.row.id,
+            kind=answer.row.kind,
+            prompt=answer.row.conversation,
+            response=answer.reply.text,
+            stop_reason=answer.reply.stop_reason,
+            score=float(scores.values[n]),
+            kl=float(kl[n]),
+            provenance=provenance,
+            held_out_score=held_out[n],
+            sample=answer.sample,
+            reward=reward[n],
+            principle=scores.principles[n],
+        )
+        for n, answer in enumerate(answers)
+    ]
 
 
 def _padded(rows: list, length: int, left: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,320 @@
+"""What PPO can be told to do otherwise: each option on numbers, several together in runs."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ppo_test import ROWS, SETTINGS, SOURCE, plain_text, scorer
+from scripted import ScriptedEngine, forced
+
+from cai_jax import principles
+from cai_jax.batch import Rollout
+from cai_jax.conversation import Conversation
+from cai_jax.decoding import Engine
+from cai_jax.decoding.rate import Judge
+from cai_jax.decoding.respond import Reply
+from cai_jax.encoding import example
+from cai_jax.models import heads
+from cai_jax.models.scoring import jit_score
+from cai_jax.principles import ComparisonPrinciple
+from cai_jax.records import to_json
+from cai_jax.shards import Shards
+from cai_jax.stages import ppo
+from cai_jax.stages.ppo import Sampled
+from cai_jax.training import rollout as rollouts
+from cai_jax.training import state
+from cai_jax.training.advantages import advantages_of
+from cai_jax.training.rollout import preference_scores
+
+CONSTITUTION = principles.build(
+    "test", critique=[], comparison=[ComparisonPrinciple(f"c{n}", f"kind {n}?") for n in range(3)]
+)
+SMALL = dataclasses.replace(
+    SETTINGS, updates=4, batch_size=8, samples=4, epochs=2, minibatches=2, save_every=2
+)
+# All that needs no second model, at once.
+OTHERWISE = dataclasses.replace(
+    SMALL, advantage="leave_one_out", kl_target=1.0, kl_horizon=8, kl_coefficient=0.05,
+    kl_estimator="k1", kl_placement="last_token", truncation_penalty=0.75, baseline_responses=12,
+    scale_score=True, whiten=False,
+)  # fmt: skip
+RATED = dataclasses.replace(
+    SMALL, reward="rating", value_init="zero_head", updates=1, samples=2, stop_update_at_kl=1e-4
+)
+
+
+class Killed(Exception):
+    pass
+
+
+STEPS = {}  # compiled once for all runs of the same optimiser settings
+
+
+def train(folder, model, settings, killed_after=None, pm=None, judge=None, sampled=None):
+    """(params, metrics) of a run, killed where the progress of an update is told.
+
+    `sampled` gets the stream of each sampling of responses.
+    """
+
+    def known(config, params, tokenizer, form, texts, **sizes):
+        return np.array([plain_text(text) for _, text in texts], np.float32)
+
+    def told(done, total, metrics):
+        if done == killed_after:
+            raise Killed
+
+    def kept(loss, *rest, make=state.make_step, **named):
+        if loss.__qualname__ not in STEPS:
+            STEPS[loss.__qualname__] = make(loss, *rest, **named)
+        return STEPS[loss.__qualname__]
+
+    def noted(*args, sample=rollouts.sample, **named):
+        if sampled is not None:
+            sampled.append(named["stream"])
+        return sample(*args, **named)
+
+    copy = lambda tree: jax.tree.map(jnp.array, tree)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollouts, "score_texts", known)
+        patch.setattr(rollouts, "sample", noted)
+        patch.setattr(state, "make_step", kept)
+        params = ppo.train_ppo(
+            settings, Engine(model, 8, 128), model.format, copy(model.params), copy(model.params),
+            pm, ROWS, folder, 0, SOURCE, told, judge=judge,
+        )  # fmt: skip
+    return params, rows(folder / "metrics.jsonl")
+
+
+def rows(path):
+    return [json.loads(line) for line in path.open()]
+
+
+@pytest.fixture(scope="module")
+def otherwise(model, tmp_path_factory):
+    """(folder, params, metrics) of a run with leave one out and all that goes with it."""
+    folder = tmp_path_factory.mktemp("otherwise")
+    return folder, *train(folder, model, OTHERWISE)
+
+
+def read(folder, name="rollouts", count=None):
+    return Shards(folder / name, count).read(Sampled)
+
+
+def test_the_coefficient_follows_the_measured_kl_from_update_to_update(otherwise):
+    expected = 0.05
+    for row in otherwise[2]:
+        assert row["objective/kl_coefficient"] == expected
+        error = np.clip(row["objective/kl"] / 1.0 - 1, -0.2, 0.2)
+        expected = pytest.approx(float(row["objective/kl_coefficient"] * (1 + error * 8 / 8)))
+    assert otherwise[2][1]["objective/kl_coefficient"] == pytest.approx(0.04)  # KL was 0
+
+
+def test_killed_between_checkpoints_it_ends_the_same(otherwise, model, tmp_path):
+    """The checkpoint of two updates holds the coefficient of the third."""
+    sampled = []
+    with pytest.raises(Killed):
+        train(tmp_path, model, OTHERWISE, killed_after=3, sampled=sampled)
+    again, metrics = train(tmp_path, model, OTHERWISE, sampled=sampled)
+    assert metrics == otherwise[2]
+    jax.tree.map(np.testing.assert_array_equal, again, otherwise[1])
+    for name, count in (("rollouts", None), ("start_responses", 1)):
+        expected = [to_json(r) for r in read(otherwise[0], name, count)]
+        assert [to_json(r) for r in read(tmp_path, name, count)] == expected
+    assert sampled == ["ppo start", *["ppo"] * 3, *["ppo"] * 2]
+
+
+def test_leave_one_out_trains_no_value_function(otherwise, model):
+    metrics = otherwise[2]
+    assert not [name for name in metrics[0] if name.startswith("value/")]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), otherwise[1], model.params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_responses_to_a_prompt_stand_together(otherwise):
+    found = read(otherwise[0])
+    assert [r.sample for r in found] == [0, 1, 2, 3] * 8
+    for first in range(0, 32, 4):
+        assert len({r.id for r in found[first : first + 4]}) == 1
+        assert len({r.response for r in found[first : first + 4]}) == 4
+
+
+def test_rewards_are_told_from_the_starts_scores(otherwise):
+    folder, _, metrics = otherwise
+    start = read(folder, "start_responses", 1)
+    assert [r.update for r in start] == [-1] * 12 and start[0].reward is None
+    scores = [r.score for r in start]
+    assert scores == pytest.approx([plain_text(r.response) for r in start], abs=1e-5)
+    mean, deviation = np.mean(scores), np.std(scores)
+    found = read(folder)
+    for row in metrics:
+        part = [r for r in found if r.update == row["step"] - 1]
+        for r in part:
+            cut_off = 0.75 * (r.stop_reason == "length")
+            expected = (r.score - mean) / deviation - cut_off
+            expected -= row["objective/kl_coefficient"] * r.kl
+            assert r.reward == pytest.approx(expected, abs=1e-4)
+        assert row["objective/reward"] == pytest.approx(np.mean([r.reward for r in part]), abs=1e-4)
+        assert row["objective/score"] == pytest.approx(np.mean([r.score for r in part]), abs=1e-4)
+        shares = np.mean([r.stop_reason == "length" for r in part])
+        assert row["objective/truncated"] == pytest.approx(shares)
+
+
+def test_where_the_time_goes_is_told_apart_from_the_metrics(otherwise):
+    found = rows(otherwise[0] / "perf.jsonl")
+    parts = {f"perf/{name}_seconds" for name in ("rollout", "scoring", "update")}
+    assert [row["step"] for row in found] == [1, 2, 3, 4]
+    for row in found:
+        assert set(row) == parts | {"step", "perf/step_seconds"}
+        assert all(row[name] > 0 for name in parts)
+        assert sum(row[name] for name in parts) <= row["perf/step_seconds"]
+    assert not [name for name in otherwise[2][0] if name.startswith("perf/")]
+
+
+@pytest.fixture(scope="module")
+def rated(model, tmp_path_factory):
+    """(folder, metrics) of a run on ratings, without any preference model."""
+
+    def answer(script, segment):
+        """Log-probabilities of the ten ratings, others for each text."""
+        return np.random.default_rng(list(forced(script).encode())).normal(size=10).tolist()
+
+    folder = tmp_path_factory.mktemp("rated")
+    judge = Judge(ScriptedEngine(answer), "weights", model.format, CONSTITUTION, 0)
+    return folder, train(folder, model, RATED, judge=judge)[1]
+
+
+def test_the_feedback_models_ratings_are_the_score(rated):
+    folder, (row,) = rated
+    found = read(folder)
+    assert all(-1 < r.score < 1 for r in found) and len({r.score for r in found}) > 4
+    assert row["objective/score"] == pytest.approx(np.mean([r.score for r in found]), abs=1e-5)
+    principles = [r.principle for r in found]
+    assert principles[::2] == principles[1::2], "a prompt's responses are rated by one principle"
+    assert set(principles) <= {"c0", "c1", "c2"}
+
+
+def test_a_value_function_with_a_zero_head_starts_at_zero_and_learns(rated):
+    _, (row,) = rated
+    assert row["value/mean"] == 0
+    assert row["value/grad_norm"] > 0
+
+
+def test_an_update_stops_once_the_policy_has_moved(rated):
+    _, (row,) = rated
+    assert row["policy/minibatches"] == 2  # of four; the first still is the policy that sampled
+    assert row["policy/kl_to_old"] > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("limit", "taken"), [(0.0, 5), (0.05, 5), (0.025, 4), (0.015, 3), (0.001, 2)]
+)
+def test_the_minibatch_that_passes_the_limit_is_the_last(limit, taken):
+    """The n-th finds the policy 0.01 (n - 1) away."""
+
+    def policy(n, minibatch):
+        return n + 1, {"policy/ratio_error": 0.0, "policy/kl_to_old": 0.01 * n, "train/loss": 1.0}
+
+    def value(n, minibatch):
+        return n + 1, {"train/loss": 2.0}
+
+    states = {"policy": 0, "value": 0}
+    steps = {"policy": policy, "value": value}
+    found = ppo._train_on(states, steps, [None] * 5, 0, limit, None)
+    assert found["policy/minibatches"] == states["policy"] == states["value"] == taken
+    assert (found["policy/loss"], found["value/loss"]) == (1.0, 2.0)
+
+
+def made(values):
+    """Two responses to each of two prompts, of up to three tokens."""
+    mask = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]], bool)
+    zeros = np.zeros((4, 3), np.float32)
+    return Rollout(
+        prompt=zeros.astype(np.int32), prompt_mask=mask, response=zeros.astype(np.int32), mask=mask,
+        logprobs=np.where(mask, -1.0, np.nan).astype(np.float32),
+        ref_logprobs=np.where(mask, -1.5, np.nan).astype(np.float32), values=values,
+        score=np.array([1.0, 2.0, 5.0, 3.0], np.float32),
+    )  # fmt: skip
+
+
+def test_leave_one_out_advantages_by_hand():
+    rollout = made(None)
+    data, metrics = advantages_of(rollout, 0.2, 1.0, 0.5, samples=2, whitened=False)
+    # A log-ratio of 0.5 a token at 0.2: rewards of 0.7, 1.9, 4.8 and 2.7.
+    np.testing.assert_allclose(data.reward, [0.7, 1.9, 4.8, 2.7], rtol=1e-5)
+    expected = np.array([-1.2, 1.2, 2.1, -2.1])[:, None] * rollout.mask
+    np.testing.assert_allclose(data.advantages, expected, rtol=1e-5)
+    assert data.returns is None
+    white, _ = advantages_of(rollout, 0.2, 1.0, 0.5, samples=2, whitened=True)
+    real = np.asarray(white.advantages)[rollout.mask]
+    assert (real.mean(), real.std()) == (pytest.approx(0, abs=1e-6), pytest.approx(1, abs=1e-5))
+    for name, each in (("kl", 0.5), ("kl_k2", 0.125), ("kl_k3", np.exp(-0.5) - 0.5)):
+        assert metrics[f"objective/{name}"] == pytest.approx(each * 9 / 4, rel=1e-5)
+
+
+def test_gae_advantages_with_options_by_hand():
+    zeros = np.zeros((4, 3), np.float32)
+    credit = np.array([1.0, 0.0, 0.0, 0.0], np.float32)
+    data, metrics = advantages_of(
+        made(zeros), 0.2, 1.0, 1.0, credit, estimator="k2", placement="last_token", whitened=False
+    )
+    # 0.2 * 0.5^2 / 2 = 0.025 a token, all of it at the end, with the score that was given.
+    expected = [[0.925] * 3, [-0.025, 0, 0], [-0.05, -0.05, 0], [-0.075] * 3]
+    np.testing.assert_allclose(data.advantages, expected, rtol=1e-5)
+    np.testing.assert_allclose(data.returns, expected, rtol=1e-5)
+    assert metrics["objective/score"] == pytest.approx(11 / 4), "as the model gave it"
+    spread, _ = advantages_of(
+        made(zeros), 0.2, 1.0, 1.0, credit, estimator="k2", whitened=False
+    )  # fmt: skip
+    np.testing.assert_allclose(spread.advantages[2], [-0.05, -0.025, 0], rtol=1e-5)
+
+
+def test_a_response_cut_off_can_be_scored_where_it_was_cut(model):
+    pm, prompts = scorer(model), [Conversation().human(text) for text in ("Hi", "Why?")]
+    replies = [Reply("An answer", (1,), (0.0,), "length"), Reply("Done.", (1,), (0.0,), "end")]
+
+    def scores(at):
+        return preference_scores(
+            model.config, pm, model.tokenizer, model.format, prompts, replies, truncated_at=at,
+            batch_size=2, length=64,
+        )  # fmt: skip
+
+    def score_of(prompt, text, whole):
+        tokens, _ = example(model.tokenizer, model.format, prompt, text, whole)
+        padded = np.zeros((1, 64), np.int32)
+        padded[0, : len(tokens)] = tokens
+        return float(jit_score(model.config, pm, padded, np.arange(64)[None] < len(tokens))[0])
+
+    pairs = list(zip(prompts, [r.text for r in replies], strict=True))
+    closed = [score_of(*pair, True) for pair in pairs]
+    np.testing.assert_allclose(scores("end_token"), closed, atol=1e-5)
+    np.testing.assert_allclose(
+        scores("last_token"), [score_of(*pairs[0], False), closed[1]], atol=1e-5
+    )
+    assert abs(scores("last_token")[0] - closed[0]) > 1e-3
+
+
+def test_a_value_function_starts_as_the_normalised_preference_model(model):
+    pm = scorer(model)
+    pm["scalar_head"]["bias"] = jnp.array([0.7])
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 32)), jnp.float32)
+    plain = heads.scalar(pm, hidden)
+    found = heads.scalar(heads.rescaled(pm, 0.5, 2.0), hidden)
+    np.testing.assert_allclose(found, (plain - 0.5) / 2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(heads.scalar(heads.rescaled(pm, 0.0, 1.0), hidden), plain)
+
+
+def start(score):
+    return Sampled(-1, "a", "helpful", ROWS[0].conversation, "b", "end", score, 0.0, SOURCE)
+
+
+def test_the_zero_and_the_scale_are_the_starts():
+    found = [start(score) for score in (1.0, 2.0, 6.0)]
+    assert ppo.baseline(OTHERWISE, found) == pytest.approx((3.0, np.std([1, 2, 6])))
+    kept = dataclasses.replace(OTHERWISE, scale_score=False)
+    assert ppo.baseline(kept, found) == (3.0, 1.0)
+    assert ppo.baseline(SETTINGS, []) == (0.0, 1.0)
+    with pytest.raises(ValueError, match=r"all 2 responses .* have the score 1\.0; set ppo\.scale"):
+        ppo.baseline(OTHERWISE, [start(1.0), start(1.0)])
