@@ -18,6 +18,10 @@ FREE = (  # moves nothing, or is counted where it starts
     *("partition-id", "replica-id", "opt-barrier", "copy-done", "async-done", "async-update"),
     *("slice-done", "all-gather-done", "all-reduce-done", "collective-permute-done"),
 )
+COLLECTIVES = (
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    "collective-permute",
+)
 HOST = ("infeed", "outfeed", "send", "recv", "send-done", "recv-done")
 TAKES = ("slice", "dynamic-slice", "gather")  # reads of operand 0 what it gives
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # writes in place the operand of this number
@@ -72,6 +76,43 @@ def loop_traffic(text: str) -> Traffic:
 def host_transfers(text: str) -> tuple[str, ...]:
     """Names of the instructions of a whole module that send to the host or receive from it."""
     return tuple(i.name for c in parse(text).values() for i in c.values() if _is_host(i))
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """What a module sends between devices, each computation as often as it is run.
+
+    Returns:
+      Kind -> (how often, bytes that one device ends up with in all).
+
+    Raises:
+      ValueError: one stands in a loop whose number of rounds the text does not say.
+    """
+    modules = parse(text)
+    entry = next(name for name in modules if name.startswith("ENTRY "))
+    found: dict[str, tuple[int, int]] = {}
+
+    def walk(name: str, times: int | None) -> None:
+        for one in modules[name].values():
+            kind = one.op.removesuffix("-start")
+            if kind in COLLECTIVES:
+                if times is None:
+                    raise ValueError(f"How often {one.name} is run is not said.")
+                # An asynchronous one's type: what goes in, what comes out, flags.
+                parts = _elements(one.type)
+                result = parts[1] if kind != one.op and len(parts) > 1 else one.type
+                often, total = found.get(kind, (0, 0))
+                found[kind] = often + times, total + times * size(result, main_memory=False)
+            if one.op == "while":
+                rounds = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.rest)
+                inside = times and rounds and times * int(rounds[1])
+                walk(_called(one, "body")[0], inside)
+            elif not one.op.endswith(("-done", "-update")):
+                for key in ("calls", "to_apply", "branch_computations", "called_computations"):
+                    for called in _called(one, key):
+                        walk(called, times)
+
+    walk(entry, 1)
+    return dict(sorted(found.items()))
 
 
 def parse(text: str) -> dict[str, Computation]:

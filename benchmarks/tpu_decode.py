@@ -11,41 +11,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import math
-import os
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is only compiled for
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for one for minutes
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else it complains that there is none
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # none is locked by compiling
+from benchmarks import tpu
 
+# isort: split
 import jax
 import jax.numpy as jnp
-from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 
 from benchmarks.hlo_traffic import Traffic, host_transfers, loop_traffic
 from cai_jax.decoding import bursts, reading
 from cai_jax.decoding.calls import FEEDS, NODES, SIZES
 from cai_jax.decoding.sampling import Rule
-from cai_jax.mesh import MESH_AXES, fitted
+from cai_jax.mesh import fitted
 from cai_jax.models import kv_cache, transformer
 from cai_jax.models.cached import abstract_unstacked
 from cai_jax.models.config import ModelConfig
 
-LLAMA_8B = ModelConfig(
-    vocab_size=128256,
-    embed=4096,
-    layers=32,
-    heads=32,
-    kv_heads=8,
-    head_dim=128,
-    mlp=14336,
-    rope_theta=500000.0,
-    norm_eps=1e-5,
-    tied_embeddings=False,
-    context=8192,
-)
 STEPS = 64  # of a burst
 PREFIX = 2048  # tokens that all slots read first
 
@@ -72,14 +54,6 @@ class Step:
     def ratio(self) -> float:
         """Bytes that a step moves, to those it cannot do without."""
         return self.traffic.bytes / (self.params + self.cache)
-
-
-def mesh_for(topology: str, tensor: int) -> Mesh:
-    """Axes data, fsdp and tensor over the devices of a topology such as "v5e:4x4"."""
-    found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    shape = (len(found.devices) // tensor, 1, tensor)
-    devices = mesh_utils.create_device_mesh(shape, found.devices, allow_split_physical_axes=True)
-    return Mesh(devices, MESH_AXES)
 
 
 def compile_step(
@@ -122,8 +96,8 @@ def compile_step(
     ).compile()
     memory = compiled.memory_analysis()
     return Step(
-        params=local_bytes({k: v for k, v in params.items() if k != "embed"}),
-        cache=local_bytes(cache),
+        params=tpu.local_bytes({k: v for k, v in params.items() if k != "embed"}),
+        cache=tpu.local_bytes(cache),
         traffic=loop_traffic(compiled.as_text()),
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
@@ -198,13 +172,6 @@ def _params(config: ModelConfig, mesh: Mesh, dtype):
     return abstract_unstacked(shapes, mesh, dtype)
 
 
-def local_bytes(tree) -> int:
-    """Bytes of one device's part."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("topologies", nargs="+", help='such as "v5e:4x4"')
@@ -214,14 +181,14 @@ def main() -> None:
     args = parser.parse_args()
     print("per device, MB             params   cache    step   ratio    temp  arguments  host")
     for name in args.topologies:
-        mesh = mesh_for(name, args.tensor)
-        step = compile_step(LLAMA_8B, mesh, args.slots, args.context)
+        mesh = tpu.mesh_for(name, data=-1, tensor=args.tensor)
+        step = compile_step(tpu.LLAMA_8B, mesh, args.slots, args.context)
         columns = (step.params, step.cache, step.traffic.bytes)
         sizes = "".join(f"{x / 1e6:8.0f}" for x in columns)
         memory = f"{step.temporary / 1e6:8.0f}{step.arguments / 1e6:11.0f}"
         host = ", ".join(step.traffic.host) or "none"
         print(f"{name + ', decode step':24}{sizes}{step.ratio:8.3f}{memory}  {host}", flush=True)
-        programs = compile_reading(LLAMA_8B, mesh, args.slots, args.context)
+        programs = compile_reading(tpu.LLAMA_8B, mesh, args.slots, args.context)
         for program, (arguments, temporary, transfers) in programs.items():
             memory = f"{temporary / 1e6:8.0f}{arguments / 1e6:11.0f}"
             host = ", ".join(transfers) or "none"

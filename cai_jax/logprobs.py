@@ -8,6 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from cai_jax.mesh import constrain, traced_mesh_of
+
 
 def token_logprobs(logits: jax.Array, tokens: jax.Array, temperature: float = 1.0) -> jax.Array:
     """Log-probability of each token given those before it.
@@ -44,6 +46,8 @@ def chunked_token_logprobs(
 
     The unembedding, the logsumexp and their gradients run over `chunk` positions at a time (a scan
     whose body is rematerialised), so memory holds float32[B, chunk, V] and not float32[B, T, V].
+    On the mesh of `kernel` a chunk has `chunk` positions of every device, and the devices that
+    share the params each take a part of V: states are sent round, not the unembedding.
 
     Args:
       hidden: float[B, T, D], after the final norm.
@@ -58,18 +62,24 @@ def chunked_token_logprobs(
     chex.assert_rank([hidden, kernel, targets], [3, 2, 2])
     chex.assert_equal_shape_prefix([hidden, targets], 2)
     batch, length, _ = hidden.shape
-    chunk = min(chunk, length)
-    padding = -length % chunk
+    mesh = traced_mesh_of(kernel)
+    kernel = constrain(kernel, mesh, None, "unembedded")
+    pieces = mesh.shape["sequence"] if mesh else 1
+    chunk = min(chunk, -(-length // pieces))
+    padding = -length % (chunk * pieces)
 
     def chunks(x):
+        """[chunks, B x pieces, chunk, ...]: a device's piece of a row is a row of its own."""
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(batch, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+        x = x.reshape(batch * pieces, -1, chunk, *x.shape[2:])
+        return constrain(x.swapaxes(0, 1), mesh, None, "pieces")
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # inside a scan CSE cannot undo it
     def body(carry, xs):
-        states, ids = xs
-        logits = jnp.einsum("btd,dv->btv", states, kernel, preferred_element_type=jnp.float32)
-        logits = logits / temperature
+        states, ids = (constrain(x, mesh, "replicas") for x in xs)
+        head = kernel.astype(states.dtype)  # here, so that chunks' gradients add up in its own
+        logits = jnp.einsum("btd,dv->btv", states, head, preferred_element_type=jnp.float32)
+        logits = constrain(logits / temperature, mesh, "replicas", None, "unembedded")
         return carry, (_gather(logits, ids), _entropy(logits))
 
     _, (logprobs, entropies) = jax.lax.scan(body, None, (chunks(hidden), chunks(targets)))

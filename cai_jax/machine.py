@@ -7,7 +7,7 @@ import dataclasses
 import jax
 
 from cai_jax.decoding import Engine
-from cai_jax.mesh import make_mesh
+from cai_jax.mesh import make_mesh, row_ways
 from cai_jax.settings import ConfigError, EngineSize, MeshShape
 from cai_jax.weights.load import Model
 
@@ -37,9 +37,9 @@ def check_batch(name: str, rows: int, mesh: jax.sharding.Mesh | None) -> None:
     Raises:
       ConfigError: naming it.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+    ways = row_ways(mesh) if mesh else 1
     if rows % ways:
         raise ConfigError(
-            f"config.{name} is {rows}, which does not divide over the mesh's data x fsdp = "
-            f"{ways} devices; change it or config.mesh."
+            f"config.{name} is {rows}, which does not divide over the mesh's slice x data "
+            f"x fsdp = {ways} devices; change it or config.mesh."
         )

@@ -1,28 +1,40 @@
-"""Device meshes, and the table that lays arrays out on them by the names of their axes."""
+"""Device meshes, and the table that lays arrays out on them by the names of their axes.
+
+From the slowest network to the fastest: `slice` for TPU slices that only a data centre's network
+joins, each with all params, gradients summed over them; `data`, the same within a slice; `fsdp`,
+rows of a batch and params split; `sequence`, the tokens of a row and params split; `tensor`, heads
+and the MLP split.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 AxisNames = tuple[str | None, ...]
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("slice", "data", "fsdp", "sequence", "tensor")
+ROWS = ("slice", "data", "fsdp")  # which split a batch
 
 # Logical axis -> mesh axis (several: split over all of them; None: whole on every device).
 DEFAULT_RULES: Rules = (
-    ("batch", ("data", "fsdp")),
-    ("slots", ("data", "fsdp")),
-    ("rows", ("data", "fsdp", "tensor")),
-    ("embed", "fsdp"),
+    ("batch", ROWS),
+    ("tokens", "sequence"),
+    ("pieces", (*ROWS, "sequence")),  # rows cut into each device's tokens
+    ("replicas", ("slice", "data")),  # of the params
+    ("unembedded", ("fsdp", "sequence", "tensor")),  # the vocabulary where logits are made
+    ("slots", ROWS),
+    ("rows", (*ROWS, "tensor")),
+    ("embed", ("sequence", "fsdp")),
     ("mlp", "tensor"),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
@@ -30,7 +42,6 @@ DEFAULT_RULES: Rules = (
     ("head_dim", None),
     ("layers", None),
     ("norm", None),
-    ("tokens", None),
 )
 
 # By the last two names of a tensor's path, so params, their gradients and their optimiser moments
@@ -53,14 +64,16 @@ _PARAM_AXES: Mapping[tuple[str, str], AxisNames] = {
 }
 
 
-def make_mesh(shape: Mapping[str, int]) -> Mesh:
-    """A mesh over all devices of all processes with axes data, fsdp and tensor.
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes of MESH_AXES.
 
     Args:
-      shape: sizes of those three axes; one may be -1 and takes what is left.
+      shape: sizes of those axes; one may be -1 and takes what is left.
+      devices: all of all processes unless given.
 
     Raises:
-      ValueError: other axes, or sizes whose product is not the number of devices.
+      ValueError: other axes, sizes whose product is not the number of devices, or TPU slices of
+        another number than `slice`.
     """
     if set(shape) != set(MESH_AXES):
         raise ValueError(
@@ -68,18 +81,36 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
             f"{', '.join(shape) or 'none'}."
         )
     sizes = [shape[name] for name in MESH_AXES]
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     fixed = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) == 1 and fixed > 0 and devices % fixed == 0:
-        sizes[sizes.index(-1)] = devices // fixed
-    if min(sizes) < 1 or math.prod(sizes) != devices:
+    if sizes.count(-1) == 1 and fixed > 0 and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
         asked = ", ".join(f"{name}={shape[name]}" for name in MESH_AXES)
         raise ValueError(
-            f"The mesh {asked} does not cover the {devices} devices exactly; the sizes must "
+            f"The mesh {asked} does not cover the {len(devices)} devices exactly; the sizes must "
             "multiply to that, and at most one may be -1."
         )
     types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types)
+    return Mesh(_arranged(tuple(sizes), devices), MESH_AXES, axis_types=types)
+
+
+def _arranged(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices in the mesh's shape, so that the last axes have the fastest links."""
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if devices[0].platform != "tpu" or len(slices) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if sizes[0] != len(slices):
+        raise ValueError(
+            f"The devices are {len(slices)} TPU slices and the mesh has slice={sizes[0]}; set "
+            f"slice={len(slices)}, so that only gradients cross the network between them."
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (1, *sizes[1:]),
+        (len(slices), *[1] * (len(sizes) - 1)),
+        devices,
+        allow_split_physical_axes=True,
+    )
 
 
 def spec(names: AxisNames, rules: Rules) -> PartitionSpec:
@@ -155,7 +186,18 @@ def mesh_of(tree: PyTree) -> Mesh | None:
     return found.mesh if isinstance(found, NamedSharding) and found.mesh.size > 1 else None
 
 
-def fitted(mesh: Mesh | None, shape: tuple[int, ...], *names: str | None) -> NamedSharding | None:
+def traced_mesh_of(tree: PyTree) -> AbstractMesh | None:
+    """`mesh_of` for jitted code, where arrays know their mesh's axes but not its devices.
+
+    None also for a mesh of other axes than MESH_AXES.
+    """
+    mesh = jax.typeof(jax.tree.leaves(tree)[0]).sharding.mesh
+    return mesh if mesh.size > 1 and mesh.axis_names == MESH_AXES else None
+
+
+def fitted(
+    mesh: Mesh | AbstractMesh | None, shape: tuple[int, ...], *names: str | None
+) -> NamedSharding | None:
     """The sharding of an array by names of its first axes, over what divides them.
 
     Of the mesh axes of a name, the last are left out until the rest divide the array's axis, so
@@ -173,14 +215,23 @@ def fitted(mesh: Mesh | None, shape: tuple[int, ...], *names: str | None) -> Nam
     return NamedSharding(mesh, PartitionSpec(*parts))
 
 
-def constrain(x: jax.Array, mesh: Mesh | None, *names: str | None) -> jax.Array:
+def constrain(x: jax.Array, mesh: Mesh | AbstractMesh | None, *names: str | None) -> jax.Array:
     """In jitted code, lays an array out as `fitted` says; without names, whole on every device."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, fitted(mesh, x.shape, *names))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp; every other axis whole. For every array of a batch."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Rows over slice, data and fsdp; every other axis whole. For every array of a batch.
+
+    Also where `sequence` splits the tokens: ids are small, and each device takes its own of them
+    inside the step, wherever padding put them.
+    """
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def row_ways(mesh: Mesh) -> int:
+    """How many ways a batch is split."""
+    return math.prod(mesh.shape[name] for name in ROWS)
 
 
 def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -206,18 +257,18 @@ def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
         batch, and each copies only its own rows to its devices.
 
     Raises:
-      ValueError: the number of rows is not a multiple of data x fsdp.
+      ValueError: the number of rows is not a multiple of slice x data x fsdp.
     """
     if mesh is None:
         return batch
     sharding = batch_sharding(mesh)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = row_ways(mesh)
 
     def put(x):
         x = np.asarray(x)
         if x.shape[0] % ways:
             raise ValueError(
-                f"A batch of {x.shape[0]} rows does not divide over data x fsdp = {ways}; "
+                f"A batch of {x.shape[0]} rows does not divide over slice x data x fsdp = {ways}; "
                 "change batch_size or the mesh."
             )
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

@@ -58,10 +58,12 @@ class EngineSize:
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """Attributes: sizes of the mesh axes; -1 takes what is left."""
+    """Attributes: sizes of the mesh axes (`cai_jax.mesh`); -1 takes what is left."""
 
+    slice: int
     data: int
     fsdp: int
+    sequence: int
     tensor: int
 
 

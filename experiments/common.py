@@ -63,8 +63,10 @@ def get_config() -> ConfigDict:
         {"slots": 32, "max_length": 1024, "memory_gb": 0.0, "few_sizes": False}
     )
 
-    # Mesh of devices; -1 takes what is left.
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    # Mesh of devices; -1 takes what is left. Rows of a batch are split over slice, data and fsdp,
+    # params over fsdp, sequence and tensor. On several TPU slices `slice` is their number;
+    # `sequence` splits the tokens of a row in training, for contexts too long for one device.
+    config.mesh = ConfigDict({"slice": 1, "data": 1, "fsdp": -1, "sequence": 1, "tensor": 1})
 
     # Without `critique` a response is revised directly. `principles` says how many of the
     # constitution's are drawn from, the first so many in an order that the seed draws; 0 is all.

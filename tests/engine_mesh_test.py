@@ -14,13 +14,19 @@ import numpy as np
 import pytest
 import tiny_run
 
-# (data, fsdp, tensor), of eight devices in one process and of four in two.
-MESHES = {"2x4": (2, 1, 4), "4x2": (2, 2, 2), "processes": (2, 1, 2)}
+# (slice, data, fsdp, sequence, tensor), of eight devices in one process and of four in two.
+MESHES = {
+    "2x4": (1, 2, 1, 1, 4),
+    "4x2": (1, 2, 2, 1, 2),
+    "slices": (2, 1, 2, 1, 2),
+    "sequence": (1, 1, 2, 2, 2),  # decoding does the same on both halves
+    "processes": (1, 2, 1, 1, 2),
+}
 
 PROGRAM = """
     import dataclasses, json, sys
 
-    from cai_jax.mesh import make_mesh, place, start_multihost
+    from cai_jax.mesh import MESH_AXES, ROWS, make_mesh, place, start_multihost
 
     start_multihost()
     import jax, numpy as np
@@ -56,13 +62,13 @@ PROGRAM = """
         if name == "reads first":
             kv_cache.reads_first = lambda mesh: True
             decode.clear_cache()
-        mesh = shape and make_mesh(dict(zip(("data", "fsdp", "tensor"), shape)))
+        mesh = shape and make_mesh(dict(zip(MESH_AXES, shape)))
         engine = Engine(dataclasses.replace(model, params=place(model.params, mesh)), 8, 128)
         layouts.clear()
         transcripts = engine.run(scripts)
         assert engine.stats.shared and engine.stats.forked
         if mesh:
-            data = tuple(n for n in ("data", "fsdp") if mesh.shape[n] > 1)
+            data = tuple(n for n in ROWS if mesh.shape[n] > 1)
             assert layouts == {PartitionSpec("tensor", data if len(data) > 1 else data[0])}
             weights = {n for x in jax.tree.leaves(engine._unstacked) for n in x.sharding.spec}
             assert weights == {None, "tensor"}
@@ -89,7 +95,8 @@ def read(process):
 @pytest.fixture(scope="module")
 def found(tiny_cache):
     """Name -> Transcripts as dicts; of each process's own."""
-    one = {"one": None} | {name: MESHES[name] for name in ("2x4", "4x2")} | {"reads first": None}
+    here = {name: shape for name, shape in MESHES.items() if name != "processes"}
+    one = {"one": None} | here | {"reads first": None}
     found = read(start(one, 8, tiny_cache))
     with socket.socket() as s:
         s.bind(("localhost", 0))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.hlo_traffic import host_transfers, loop_traffic, size
+from benchmarks.hlo_traffic import collectives, host_transfers, loop_traffic, size
 
 MODULE = """\
 HloModule step, is_scheduled=true
@@ -89,3 +89,44 @@ def test_sizes_of_types():
 def test_a_module_without_a_loop_is_refused():
     with pytest.raises(ValueError, match="has 0 loops"):
         loop_traffic("ENTRY %main (a: s32[]) -> s32[] {\n  ROOT %a = s32[] parameter(0)\n}")
+
+
+SENDS = """\
+HloModule step, is_scheduled=true
+
+%inner (arg.0: f32[8,128]) -> f32[8,128] {
+  %arg.0 = f32[8,128]{1,0} parameter(0)
+  %there = (f32[8,128]{1,0}, f32[8,128]{1,0}, u32[], u32[]) collective-permute-start(%arg.0), source_target_pairs={{0,1},{1,0}}
+  ROOT %here = f32[8,128]{1,0} collective-permute-done(%there)
+}
+
+%outer (arg.1: f32[8,128]) -> f32[8,128] {
+  %arg.1 = f32[8,128]{1,0} parameter(0)
+  ROOT %twice = f32[8,128]{1,0} while(%arg.1), condition=%true, body=%inner, backend_config={"known_trip_count":{"n":"2"}}
+}
+
+%true (arg.2: f32[8,128]) -> pred[] {
+  %arg.2 = f32[8,128]{1,0} parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+%gather (arg.3: f32[8,128]) -> f32[16,128] {
+  %arg.3 = f32[8,128]{1,0} parameter(0)
+  ROOT %all = f32[16,128]{1,0} all-gather(%arg.3), dimensions={0}
+}
+
+ENTRY %main (a: f32[8,128]) -> f32[16,128] {
+  %a = f32[8,128]{1,0} parameter(0)
+  %thrice = f32[8,128]{1,0} while(%a), condition=%true, body=%outer, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %out = f32[16,128]{1,0} fusion(%thrice), kind=kCustom, calls=%gather
+}
+"""  # noqa: E501
+
+
+def test_collectives_count_as_often_as_their_loops_run():
+    assert collectives(SENDS) == {
+        "all-gather": (1, 16 * ROW),
+        "collective-permute": (6, 6 * 8 * ROW),
+    }
+    with pytest.raises(ValueError, match="How often there is run is not said"):
+        collectives(SENDS.replace('"known_trip_count"', '"unknown"'))

@@ -239,7 +239,7 @@ def test_what_cannot_be_used(experiment, capsys, tmp_path, flags, sentence):
 
 def test_a_batch_that_the_devices_cannot_share(experiment, capsys, tmp_path, monkeypatch):
     class Mesh:
-        size, shape = 3, {"data": 3, "fsdp": 1, "tensor": 1}
+        size, shape = 3, {"slice": 1, "data": 3, "fsdp": 1, "sequence": 1, "tensor": 1}
 
     monkeypatch.setattr(human_preferences, "mesh_of_shape", lambda shape: Mesh)
     argv = command(experiment, tmp_path / "w", *files(tmp_path))

@@ -16,15 +16,18 @@ def test_an_engine_takes_every_setting(monkeypatch, model):
 
 
 def test_one_device_is_no_mesh(monkeypatch):
-    assert machine.mesh_of_shape(MeshShape(1, -1, 1)) is None
+    assert machine.mesh_of_shape(MeshShape(1, 1, -1, 1, 1)) is None
     two = SimpleNamespace(size=2)
     monkeypatch.setattr(machine, "make_mesh", lambda shape: two)
-    assert machine.mesh_of_shape(MeshShape(1, -1, 1)) is two
+    assert machine.mesh_of_shape(MeshShape(1, 1, -1, 1, 1)) is two
 
 
-def test_a_batch_divides_over_data_and_fsdp():
-    six = SimpleNamespace(shape={"data": 2, "fsdp": 3, "tensor": 5})
+def test_a_batch_divides_over_slice_data_and_fsdp():
+    shape = {"slice": 1, "data": 2, "fsdp": 3, "sequence": 7, "tensor": 5}
+    six, twelve = (SimpleNamespace(shape=shape | {"slice": n}) for n in (1, 2))
     machine.check_batch("ppo.batch_size", 8, None)
     machine.check_batch("ppo.batch_size", 12, six)
     with pytest.raises(ConfigError, match=r"config.ppo.batch_size is 8.*data x fsdp = 6 devices"):
         machine.check_batch("ppo.batch_size", 8, six)
+    with pytest.raises(ConfigError, match="slice x data x fsdp = 12 devices"):
+        machine.check_batch("ppo.batch_size", 6, twelve)

@@ -72,6 +72,10 @@ def ragged_batch():
     )
 
 
+def sizes(**given):
+    return dict.fromkeys(mesh.MESH_AXES, 1) | given
+
+
 def train(shape, accumulate=1):
     """Three steps on a mesh; the losses, and the state to look at."""
     o = optimizer.make(CONFIG, 100)
@@ -96,8 +100,10 @@ EIGHT = """
     import mesh_test
     assert jax.device_count() == 8
     one, _ = mesh_test.train_on_one()
-    for data, fsdp, tensor, accumulate in [(2, 4, 1, 1), (4, 2, 1, 1), (2, -1, 2, 2)]:
-        shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    for slice_, data, fsdp, tensor, accumulate in [
+        (1, 2, 4, 1, 1), (1, 4, 2, 1, 1), (1, 2, -1, 2, 2), (2, 1, 2, 2, 1)
+    ]:
+        shape = mesh_test.sizes(slice=slice_, data=data, fsdp=fsdp, tensor=tensor)
         many, s = mesh_test.train(shape, accumulate)
         np.testing.assert_allclose(many, one, rtol=2e-5)
         q = s.params["layers"]["q"]["kernel"]
@@ -107,7 +113,7 @@ EIGHT = """
         assert nu.addressable_shards[0].data.size == q.size // ways
         print("equal on", shape, accumulate)
     try:
-        mesh_test.train({"data": 1, "fsdp": 1, "tensor": 8})
+        mesh_test.train(mesh_test.sizes(tensor=8))
     except ValueError as error:
         print(error)
 """
@@ -139,7 +145,7 @@ def in_subprocess(code, **environment):
 
 def test_the_same_losses_on_one_device_and_on_meshes_of_eight():
     out = in_subprocess(EIGHT, XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    assert out.count("equal on") == 3
+    assert out.count("equal on") == 4
     # 12, the mlp width, and 4 heads do not divide 8 ways: refused by name, not by a trace.
     assert "which the mesh splits 8 ways (tensor)" in out
 
@@ -157,9 +163,7 @@ def test_axes_cover_params_scalar_heads_and_optimiser_state():
     axes = mesh.param_axes(abstract)
     assert axes.opt_state[1].nu["layers"]["down"]["kernel"] == ("layers", "mlp", "embed")
     assert axes.step == () and axes.opt_state[1].count == ()
-    placed = mesh.shardings(
-        axes, mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}), mesh.DEFAULT_RULES
-    )
+    placed = mesh.shardings(axes, mesh.make_mesh(sizes()), mesh.DEFAULT_RULES)
     assert jax.tree.structure(placed) == jax.tree.structure(abstract)
 
 
@@ -169,30 +173,61 @@ def test_an_unknown_tensor_is_refused():
 
 
 def test_spec():
-    assert mesh.spec(("layers", "embed", "mlp"), mesh.DEFAULT_RULES) == P(None, "fsdp", "tensor")
-    assert mesh.spec(("batch", None), mesh.DEFAULT_RULES) == P(("data", "fsdp"), None)
+    split = P(None, ("sequence", "fsdp"), "tensor")
+    assert mesh.spec(("layers", "embed", "mlp"), mesh.DEFAULT_RULES) == split
+    rows = ("slice", "data", "fsdp")
+    assert mesh.spec(("batch", "tokens"), mesh.DEFAULT_RULES) == P(rows, "sequence")
     with pytest.raises(ValueError, match="no line for the axis 'width'"):
         mesh.spec(("width",), mesh.DEFAULT_RULES)
 
 
 def test_make_mesh_on_one_device():
-    made = mesh.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    assert dict(made.shape) == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
-    assert mesh.batch_sharding(made).spec == P(("data", "fsdp"))
+    made = mesh.make_mesh(sizes(data=-1))
+    assert dict(made.shape) == sizes(data=jax.device_count())
+    assert mesh.batch_sharding(made).spec == P(("slice", "data", "fsdp"))
 
 
 @pytest.mark.parametrize(
     "shape, message",
     [
-        ({"data": 1, "fsdp": 1}, "A mesh has the axes data, fsdp, tensor; the config gives"),
-        ({"data": 3, "fsdp": 1, "tensor": 1}, "does not cover the . devices exactly"),
-        ({"data": -1, "fsdp": -1, "tensor": 1}, "at most one may be -1"),
-        ({"data": 0, "fsdp": -1, "tensor": 1}, "does not cover"),
+        (
+            {"data": 1, "fsdp": 1, "tensor": 1},
+            "A mesh has the axes slice, data, fsdp, sequence, tensor; the config gives data, fsdp",
+        ),
+        (sizes(data=3), "does not cover the . devices exactly"),
+        (sizes(data=-1, fsdp=-1), "at most one may be -1"),
+        (sizes(data=0, fsdp=-1), "does not cover"),
     ],
 )
 def test_make_mesh_refuses(shape, message):
     with pytest.raises(ValueError, match=message):
         mesh.make_mesh(shape)
+
+
+class Chip:
+    """A TPU's device as far as meshes look at it: `count` of them in a square, a slice each 4."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v4", 0
+
+    def __init__(self, number):
+        self.id, self.slice_index = number, number // 4
+        self.coords = (number % 2, number // 2 % 2, 0)
+        self.process_index = self.slice_index
+
+
+def test_tpu_slices_are_the_outermost_axis():
+    chips = [Chip(n) for n in (4, 0, 5, 1, 6, 2, 7, 3)]
+    made = mesh.make_mesh(sizes(slice=2, fsdp=2, tensor=2), chips)
+    assert [[d.slice_index for d in part.flat] for part in made.devices] == [[0] * 4, [1] * 4]
+    assert made.devices.shape == (2, 1, 2, 1, 2)
+    with pytest.raises(ValueError, match="are 2 TPU slices and the mesh has slice=1; set slice=2"):
+        mesh.make_mesh(sizes(fsdp=8), chips)
+
+
+def test_a_mesh_of_other_axes_is_not_taken_for_ours():
+    other = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jax.device_put(np.zeros(2), jax.sharding.NamedSharding(other, P("x")))
+    assert mesh.traced_mesh_of({"a": x}) is None and mesh.traced_mesh_of(np.zeros(2)) is None
 
 
 def test_multihost_starts_only_when_asked(monkeypatch):
@@ -221,7 +256,7 @@ def test_two_processes_train_as_one_and_one_reads_their_checkpoint(tmp_path):
         import mesh_test
         from cai_jax.training.checkpoint import Checkpoints
         assert jax.process_count() == 2 and jax.device_count() == 4
-        out, s = mesh_test.train({"data": 2, "fsdp": 2, "tensor": 1})
+        out, s = mesh_test.train(mesh_test.sizes(data=2, fsdp=2))
         checkpoints = Checkpoints(sys.argv[1], 1)
         checkpoints.save(3, s, {})
         checkpoints.wait()

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tiny_run
 
-# (data, fsdp, tensor). The tiny model has 2 heads of keys and values to split.
-ONCE = [(2, 2, 2)]
-MORE = [(2, 4, 1), (1, 4, 2), (1, 8, 1), (8, 1, 1)]
+# (slice, data, fsdp, sequence, tensor). The tiny model has 2 heads of keys and values to split.
+ONCE = [(1, 2, 2, 1, 2)]
+MORE = [(1, 2, 4, 1, 1), (1, 1, 4, 1, 2), (1, 1, 8, 1, 1), (1, 8, 1, 1, 1), (2, 1, 2, 2, 1)]
 STAGES = ("sl", "pm", "dpo", "ppo")
 
 PROGRAM = """
@@ -30,7 +30,7 @@ PROGRAM = """
     from supervised_test import SETTINGS as SL, chain, reply
 
     from cai_jax.decoding import Engine
-    from cai_jax.mesh import layout, make_mesh, place
+    from cai_jax.mesh import MESH_AXES, layout, make_mesh, place
     from cai_jax.stages import dpo, ppo, preference_model, supervised
 
     folder, meshes = Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -44,7 +44,7 @@ PROGRAM = """
         return place(copy(params), mesh) if mesh else copy(params)
 
     for name, shape in meshes.items():
-        mesh = shape and make_mesh(dict(zip(("data", "fsdp", "tensor"), shape)))
+        mesh = shape and make_mesh(dict(zip(MESH_AXES, shape)))
         where = folder / name
         settings = dataclasses.replace(SL, batch_size=8, epochs=3)
         data = supervised.examples(
@@ -55,8 +55,8 @@ PROGRAM = """
         )
         if mesh:
             split = {str(s.spec) for s in jax.tree.leaves(layout(params))}
-            assert any("fsdp" in s for s in split) or shape[1] == 1, split
-            assert any("tensor" in s for s in split) or shape[2] == 1, split
+            for axis in ("fsdp", "sequence", "tensor"):
+                assert any(axis in s for s in split) or mesh.shape[axis] == 1, split
         settings = dataclasses.replace(PM, batch_size=8)
         data = preference_model.examples(settings, tokenizer, form, separable(24, 0))
         preference_model.train_preference_model(

@@ -14,10 +14,10 @@ pytestmark = [
 
 
 def test_a_step_moves_params_and_cache_once(topology):
-    from benchmarks import tpu_decode
+    from benchmarks import tpu, tpu_decode
 
-    mesh = tpu_decode.mesh_for(topology, tensor=8)
-    step = tpu_decode.compile_step(tpu_decode.LLAMA_8B, mesh, slots=128, length=1024)
+    mesh = tpu.mesh_for(topology, data=-1, tensor=8)
+    step = tpu_decode.compile_step(tpu.LLAMA_8B, mesh, slots=128, length=1024)
     assert step.traffic.host == ()
     # Below 1 where some weights stay in on-chip memory from step to step.
     assert 0.7 < step.ratio < 1.15, step.traffic.largest
@@ -25,10 +25,10 @@ def test_a_step_moves_params_and_cache_once(topology):
 
 
 def test_reading_needs_no_host_and_little_memory(topology):
-    from benchmarks import tpu_decode
+    from benchmarks import tpu, tpu_decode
 
-    mesh = tpu_decode.mesh_for(topology, tensor=8)
-    programs = tpu_decode.compile_reading(tpu_decode.LLAMA_8B, mesh, slots=128, length=1024)
+    mesh = tpu.mesh_for(topology, data=-1, tensor=8)
+    programs = tpu_decode.compile_reading(tpu.LLAMA_8B, mesh, slots=128, length=1024)
     assert set(programs) == {"read layer", "last read layer", "score layer"}
     for name, (arguments, temporary, host) in programs.items():
         assert host == (), name

@@ -16,7 +16,7 @@ from cai_jax import shards, workdir
 from cai_jax.settings import MeshShape
 from cai_jax.workdir import Workdir, WorkdirError
 
-SETTINGS = MeshShape(1, 1, 1)  # any dataclass will do
+SETTINGS = MeshShape(1, 1, 1, 1, 1)  # any dataclass will do
 
 
 def one_sentence(caught) -> str:
@@ -41,7 +41,8 @@ def test_the_config_is_noted_when_a_stage_begins(tmp_path):
     folder.prepare(SETTINGS, 0)
     assert not (tmp_path / "config.json").exists()
     folder.begin("revise", {"seed": 0})
-    assert folder.read_json("config.json") == {"data": 1, "fsdp": 1, "tensor": 1}
+    names = ("slice", "data", "fsdp", "sequence", "tensor")
+    assert folder.read_json("config.json") == dict.fromkeys(names, 1)
     noted = folder.read_json("environment.json")
     assert noted["packages"]["jax"]
     assert noted["devices"]
@@ -51,7 +52,7 @@ def test_a_refused_config_is_not_noted(tmp_path):
     folder = Workdir(tmp_path)
     folder.prepare(SETTINGS, 0)
     folder.begin("revise", {"seed": 0})
-    folder.prepare(MeshShape(2, 2, 2), 0)
+    folder.prepare(MeshShape(1, 2, 2, 1, 2), 0)
     with pytest.raises(WorkdirError):
         folder.begin("revise", {"seed": 1})
     assert folder.read_json("config.json")["data"] == 1

@@ -6,8 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cai_jax.mesh import constrain
 from cai_jax.models.attention import self_attention
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.ring import ring_attention
 
 
 class RMSNorm(nn.Module):
@@ -47,19 +49,20 @@ class Block(nn.Module):
 
     config: ModelConfig
     dtype: jnp.dtype
+    mesh: jax.sharding.AbstractMesh | None = None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cos: jax.Array, sin: jax.Array, mask: jax.Array
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, segment_ids: jax.Array
     ) -> tuple[jax.Array, None]:
         """One layer.
 
         Args:
           x: [B, T, D], the residual stream.
           cos, sin: float32[B, T, 1, C/2], from `rotary_angles`.
-          mask: bool[B, T, T], query by key.
+          segment_ids: int32[B, T].
         """
-        config = self.config
+        config, mesh = self.config, self.mesh
 
         def dense(features: int | tuple[int, int], name: str, axis: int | tuple = -1):
             return nn.DenseGeneral(features, axis=axis, use_bias=False, dtype=self.dtype, name=name)
@@ -68,7 +71,11 @@ class Block(nn.Module):
         q = rotate(dense((config.heads, config.head_dim), "q")(h), cos, sin)
         k = rotate(dense((config.kv_heads, config.head_dim), "k")(h), cos, sin)
         v = dense((config.kv_heads, config.head_dim), "v")(h)
-        x = x + dense(config.embed, "o", (-2, -1))(self_attention(q, k, v, mask))
+        if mesh is not None and mesh.shape["sequence"] > 1:
+            attended = ring_attention(q, k, v, segment_ids, mesh)
+        else:
+            attended = self_attention(q, k, v, segment_ids)
+        x = x + dense(config.embed, "o", (-2, -1))(attended)
         h = RMSNorm(config.norm_eps, self.dtype, name="mlp_norm")(x)
         gated = nn.silu(dense(config.mlp, "gate")(h)) * dense(config.mlp, "up")(h)
-        return x + dense(config.embed, "down")(gated), None
+        return constrain(x + dense(config.embed, "down")(gated), mesh, "batch", "tokens"), None

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cai_jax.mesh import constrain, traced_mesh_of
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import Block, RMSNorm, rotary_angles
 
@@ -26,26 +27,33 @@ class Transformer(nn.Module):
       config: the shape.
       dtype: of activations and matrix products; norms, softmax and logits are float32.
       remat: what the backward pass recomputes of a block: a key of REMAT.
+      mesh: over which the residual stream is split by rows and tokens.
     """
 
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    mesh: jax.sharding.AbstractMesh | None = None
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
+    ) -> jax.Array:
         """Runs the stack.
 
         Args:
           tokens: int32[B, T].
           positions: int32[B, T].
-          mask: bool[B, T, T], query by key.
+          segment_ids: int32[B, T].
 
         Returns:
           hidden [B, T, D] after the last norm.
         """
         config = self.config
         x = nn.Embed(config.vocab_size, config.embed, dtype=self.dtype, name="embed")(tokens)
+        # The table is split by features. An exchange at a time, or XLA sends everything everywhere.
+        for names in (("replicas", None, "embed"), ("batch", None, "tokens"), ("batch", "tokens")):
+            x = constrain(x, self.mesh, *names)
         cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
         if self.remat == "none":
             block = Block
@@ -57,8 +65,8 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=config.layers,
-        )(config, self.dtype, name="layers")
-        x, _ = layers(x, cos, sin, mask)
+        )(config, self.dtype, self.mesh, name="layers")
+        x, _ = layers(x, cos, sin, segment_ids)
         if self.is_initializing() and not config.tied_embeddings:
             nn.DenseGeneral(config.vocab_size, use_bias=False, name="lm_head")(x[:, :1])
         return RMSNorm(config.norm_eps, self.dtype, name="final_norm")(x)
@@ -67,7 +75,7 @@ class Transformer(nn.Module):
 def init(config: ModelConfig, key: jax.Array) -> Params:
     """Random float32 params of the tree that the weights floor describes."""
     one = jnp.zeros((1, 1), jnp.int32)
-    variables = Transformer(config).init(key, one, one, jnp.ones((1, 1, 1), bool))
+    variables = Transformer(config).init(key, one, one, one)
     return variables["params"]
 
 
@@ -85,13 +93,6 @@ def logits(params: Params, hidden: jax.Array) -> jax.Array:
     )
 
 
-def causal_mask(segment_ids: jax.Array) -> jax.Array:
-    """bool[B, T, T]: a token sees itself and earlier tokens of its own segment; 0 is padding."""
-    t = segment_ids.shape[1]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return same & (segment_ids[:, None, :] > 0) & jnp.tril(jnp.ones((t, t), bool))
-
-
 def hidden_states(
     config: ModelConfig,
     params: Params,
@@ -102,7 +103,14 @@ def hidden_states(
     dtype: jnp.dtype = jnp.float32,
     remat: str = "none",
 ) -> jax.Array:
-    """Hidden states [B, T, D] of whole sequences; no token sees another segment or padding."""
-    module = Transformer(config, dtype, remat)
+    """Hidden states [B, T, D] of whole sequences; no token sees another segment or padding.
+
+    On the mesh of `params` rows are split and, over its sequence axis, tokens; T may be any.
+    """
+    mesh = traced_mesh_of(params)
+    module = Transformer(config, dtype, remat, mesh)
     trunk = {k: v for k, v in params.items() if k not in ("lm_head", "scalar_head")}
-    return module.apply({"params": trunk}, tokens, positions, causal_mask(segment_ids))
+    length = tokens.shape[1]
+    filler = -length % (mesh.shape["sequence"] if mesh else 1)
+    inputs = (jnp.pad(x, [(0, 0), (0, filler)]) for x in (tokens, positions, segment_ids))
+    return module.apply({"params": trunk}, *inputs)[:, :length]

@@ -140,12 +140,13 @@ def response_logprobs(
     hidden = hidden_states(
         config, params, tokens, places(mask), mask.astype(jnp.int32), remat=remat
     )
+    # Targets are shifted and not the hidden states, which a mesh may split by tokens.
     logprobs, _ = chunked_token_logprobs(
-        hidden[:, :-1], unembedding(params), tokens[:, 1:], 1.0, CHUNK
+        hidden, unembedding(params), jnp.roll(tokens, -1, 1), 1.0, CHUNK
     )
     starts = jnp.repeat(batch.prompt_tokens, 2)[:, None]
     response = mask[:, 1:] & (jnp.arange(1, tokens.shape[1]) >= starts)
-    return jnp.where(response, logprobs, 0.0).sum(-1).reshape(-1, 2)
+    return jnp.where(response, logprobs[:, :-1], 0.0).sum(-1).reshape(-1, 2)
 
 
 jit_response_logprobs = partial(jax.jit, static_argnames=("config",))(response_logprobs)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cai_jax import rng
@@ -88,17 +89,23 @@ def epoch_batches(
     return pack([data[i] for i in order], settings.length, settings.batch_size)
 
 
-def make_loss(config: ModelConfig, remat: str):
-    """loss(params, TokenBatch) -> (mean cross-entropy in nats a target token, metrics)."""
+def make_loss(config: ModelConfig, remat: str, dtype: jnp.dtype = jnp.float32):
+    """loss(params, TokenBatch) -> (mean cross-entropy in nats a target token, metrics).
+
+    Args:
+      dtype: of activations and matrix products.
+    """
 
     def loss_fn(params: Params, batch: TokenBatch):
         hidden = hidden_states(
-            config, params, batch.tokens, batch.positions, batch.segment_ids, remat=remat
-        )
+            config, params, batch.tokens, batch.positions, batch.segment_ids,
+            dtype=dtype, remat=remat,
+        )  # fmt: skip
+        # Targets are shifted and not the hidden states, which a mesh may split by tokens.
         logprobs, _ = chunked_token_logprobs(
-            hidden[:, :-1], unembedding(params), batch.tokens[:, 1:], 1.0, CHUNK
+            hidden, unembedding(params), jnp.roll(batch.tokens, -1, 1), 1.0, CHUNK
         )
-        loss, count = cross_entropy(logprobs, batch.loss_mask[:, 1:])
+        loss, count = cross_entropy(logprobs[:, :-1], batch.loss_mask[:, 1:])
         return loss, {"count": count}
 
     return loss_fn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -44,11 +45,14 @@ class Model:
 
     def logits(self, tokens: jax.Array) -> jax.Array:
         """Next-token logits float32[B, T, V] of int32[B, T], each row one unpadded text."""
-        tokens = jnp.asarray(tokens, jnp.int32)
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        ones = jnp.ones_like(tokens)
-        hidden = transformer.hidden_states(self.config, self.params, tokens, positions, ones)
-        return transformer.logits(self.params, hidden)
+        return _logits(self.config, self.params, jnp.asarray(tokens, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _logits(config: ModelConfig, params: transformer.Params, tokens: jax.Array) -> jax.Array:
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = transformer.hidden_states(config, params, tokens, positions, jnp.ones_like(tokens))
+    return transformer.logits(params, hidden)
 
 
 def load_model(
