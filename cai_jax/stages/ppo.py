@@ -31,9 +31,10 @@ from cai_jax.records import Provenance
 from cai_jax.shards import Shards
 from cai_jax.training import optimizer, state
 from cai_jax.training.checkpoint import Checkpoints
-from cai_jax.training.loop import TrainingError
+from cai_jax.training.loop import TrainingError, not_finite
 from cai_jax.training.metrics import MetricsLog
 from cai_jax.training.optimizer import OptimizerConfig
+from cai_jax.training.preemption import save_and_stop
 from cai_jax.training.rollout import (
     Minibatch,
     Models,
@@ -169,6 +170,7 @@ def train_ppo(
     progress: Callable[[int, int, dict], None],
     mesh: jax.sharding.Mesh | None = None,
     held_out: HeldOut | None = None,
+    asked: Callable[[], bool] = lambda: False,
 ) -> Params:
     """Trains the policy; resumes from the newest checkpoint in `directory`.
 
@@ -179,10 +181,12 @@ def train_ppo(
       rows: prompts; each update takes the next `batch_size` of an endless reshuffled stream.
       mesh: over which the models, optimiser states and batches are split; None for one device.
       held_out: a preference model that scores the responses too, and trains nothing.
+      asked: whether to save and stop, from `preemption.noted`; asked twice an update.
 
     Raises:
-      TrainingError: a loss is not finite, or the policy that is trained is not the one that
-        sampled.
+      TrainingError: a loss is not finite, and its rollout is in `directory`/bad_batch.npz; or the
+        policy that is trained is not the one that sampled.
+      Terminated: `asked` said so, and the message's update is saved.
     """
     config = engine.config
     rows = fitting(settings, engine.tokenizer, form, rows)
@@ -202,7 +206,7 @@ def train_ppo(
     value_step = state.make_step(
         make_value_loss(config, settings), value_opt, state_shardings=laid_out["value"]
     )
-    checkpoints = Checkpoints(directory / "checkpoints", keep=1)
+    checkpoints = Checkpoints(directory / "checkpoints", keep=2)
     log = MetricsLog(directory / "metrics.jsonl")
     shards = Shards(directory / "rollouts")
     done = 0
@@ -245,6 +249,9 @@ def train_ppo(
         monitored, others = watch(
             engine, form, texts, rollout.score, settings.stock_phrase, held_out, length, mesh
         )
+        if asked():  # nothing is trained on the rollout yet: it is drawn again
+            reached = f"update {update} of {settings.updates}"
+            save_and_stop(checkpoints, update, states, {"update": update}, reached)
         data, metrics = advantages_of(
             rollout, settings.kl_coefficient, settings.gamma, settings.lam
         )
@@ -267,15 +274,16 @@ def train_ppo(
         values = {name: float(v) for name, v in jax.device_get(values).items()} | monitored
         bad = [name for name, v in values.items() if not np.isfinite(v)]
         if bad:
-            raise TrainingError(
-                f"PPO update {update}: {bad[0]} is {values[bad[0]]}; nothing of it was saved. "
-                "Lower ppo.optimizer.learning_rate, or look at the rollout's prompts."
-            )
+            when = f"PPO update {update}"
+            raise not_finite(bad[0], values[bad[0]], when, data, directory, checkpoints)
         shards.write(update, _records(update, part, replies, rollout, others, provenance))
         log.write(update + 1, values)
         progress(update + 1, settings.updates, values)
         if (update + 1) % settings.save_every == 0 and update + 1 < settings.updates:
             checkpoints.save(update + 1, states, {"update": update + 1})
+        if asked():
+            reached = f"update {update + 1} of {settings.updates}"
+            save_and_stop(checkpoints, update + 1, states, {"update": update + 1}, reached)
     checkpoints.close()
     return states["policy"].params
 
