@@ -191,7 +191,7 @@ def test_each_stage_of_a_run(finished, tiny_cache, tmp_path):
     assert len(said) == len(STAGES)
     assert all(line.endswith("; run the same command again to continue.") for line in said)
     assert said[1].startswith("Stopped by SIGTERM; "), "sampling has nothing to save"
-    for number, what in {0: "step 3", 2: "step 3", 3: "update 2"}.items():
+    for number, what in {0: "step 3", 2: "step 2", 3: "update 2"}.items():
         assert said[number].startswith(f"Stopped by SIGTERM: {what} of ")
     found, expected = tiny_run.left_by(workdir), tiny_run.left_by(uninterrupted)
     assert found.keys() == expected.keys()
