@@ -33,6 +33,11 @@ class TokenBatch:
     segment_ids: Array
     loss_mask: Array
 
+    @property
+    def real(self) -> Array:
+        """bool[B, T], True on what is no padding."""
+        return self.segment_ids > 0
+
 
 @flax.struct.dataclass
 class ComparisonBatch:
@@ -50,6 +55,11 @@ class ComparisonBatch:
     prob_a: Array
     weight: Array
 
+    @property
+    def real(self) -> Array:
+        """bool[B, 2, T], True on what is neither padding nor only fills the batch."""
+        return self.mask & (self.weight > 0)[:, None, None]
+
 
 @flax.struct.dataclass
 class RatedBatch:
@@ -66,6 +76,11 @@ class RatedBatch:
     mask: Array
     rating: Array
     weight: Array
+
+    @property
+    def real(self) -> Array:
+        """bool[B, T], True on what is neither padding nor only fills the batch."""
+        return self.mask & (self.weight > 0)[:, None]
 
 
 @flax.struct.dataclass

@@ -43,6 +43,8 @@ Without a config; each takes --help:
   chat            talk: chat --model=NAME_OR_PATH, or chat --workdir=DIR [--stage=finetune|ppo|dpo]
   fetch           download and check a model or a data set: fetch [NAME]
   data            list the data sets, or describe one: data [NAME] [--manual_dir=DIR]
+  tensorboard     a run's curves as TensorBoard event files: --workdir=DIR [--to=DIR]
+  wandb           a run's curves to Weights & Biases: --workdir=DIR [--project=NAME]
   constitution    check FILE | diff FILE FILE | import --from=DIR --to=FILE.yaml
   import-weights  a known model or a .gguf file to Hugging Face layout: --from=MODEL --to=DIR
   export-weights  a run's model to Hugging Face layout: --workdir=DIR [--stage=NAME] --to=DIR
@@ -51,6 +53,7 @@ Without a config; each takes --help:
 STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "figures")
 ALONE = ("label-ablation", "generate-prompts", "harmfulness", "human-preferences")
 TOOLS = ("chat", "fetch", "data", "constitution", "import-weights", "export-weights")
+CURVES = ("tensorboard", "wandb")
 
 
 class UsageError(ValueError):
@@ -80,6 +83,10 @@ def main(argv: list[str] | None = None) -> int:
             _alone(verb, rest)
         elif verb == "doctor":
             _doctor(rest)
+        elif verb in CURVES:
+            from cai_jax import curves
+
+            getattr(curves, verb)(rest)
         elif verb in TOOLS:
             from cai_jax import tools
 
@@ -87,11 +94,12 @@ def main(argv: list[str] | None = None) -> int:
                 keep_compiled_programs()
             getattr(tools, verb.replace("-", "_"))(rest)
         else:
-            known = ", ".join(("run", *STAGES, *ALONE, "doctor", *TOOLS))
+            known = ", ".join(("run", *STAGES, *ALONE, "doctor", *CURVES, *TOOLS))
             raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
-    except KeyboardInterrupt:
-        print("\nStopped; run the same command again to continue.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:  # or SIGTERM, of training.preemption
+        said = str(stopped) or "Stopped"
+        print(f"\n{said}; run the same command again to continue.", file=sys.stderr)
+        return getattr(stopped, "exit_code", 130)
     except (ValueError, OSError) as error:
         if os.environ.get("CAI_JAX_TRACEBACK"):
             raise
@@ -109,7 +117,8 @@ def _run(verb: str, arguments: list[str]) -> None:
     from cai_jax.mesh import start_multihost
     from cai_jax.progress import Progress
     from cai_jax.run import Run
-    from cai_jax.settings import run_settings
+    from cai_jax.settings import differences, run_settings
+    from cai_jax.training.preemption import ending
     from cai_jax.workdir import Workdir
 
     if verb == "evaluate" and "runs" in config:
@@ -121,7 +130,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     if evaluate:
         keep_compiled_programs()
         start_multihost()
-        with Progress() as progress:
+        with ending(), Progress() as progress:
             return evaluate(config, workdir, force, progress)
     settings = run_settings(config)
     keep_compiled_programs()
@@ -135,7 +144,11 @@ def _run(verb: str, arguments: list[str]) -> None:
         "evaluate": report.evaluate,
         "figures": report.figures,
     }
-    with Progress() as progress:
+    defaults = defaults_of(arguments) if verb == "run" else None
+    with ending(), Progress() as progress:
+        if defaults is not None:
+            for line in differences(config.to_dict(), defaults):
+                progress.say(line)
         run = Run(settings, Workdir(workdir, force), progress)
         for name in STAGES if verb == "run" else (verb,):
             verbs[name](run)
@@ -165,6 +178,7 @@ def _alone(verb: str, arguments: list[str]) -> None:
     )
     from cai_jax.mesh import start_multihost
     from cai_jax.progress import Progress
+    from cai_jax.training.preemption import ending
     from cai_jax.workdir import Workdir
 
     runs = {
@@ -175,7 +189,7 @@ def _alone(verb: str, arguments: list[str]) -> None:
     }
     keep_compiled_programs()
     start_multihost()
-    with Progress() as progress:
+    with ending(), Progress() as progress:
         runs[verb](config, Workdir(workdir, force), progress)
 
 
@@ -199,7 +213,7 @@ def parse(arguments: list[str], needs_workdir: bool = True):
     """
     from absl import flags
 
-    given = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
+    given = _config_given(arguments)
     if given is None:
         raise UsageError("--config=FILE.py is missing, such as experiments/quickstart.py.")
     file = Path(given.split(":")[0])
@@ -228,6 +242,17 @@ def parse(arguments: list[str], needs_workdir: bool = True):
     if not values.workdir and needs_workdir:
         raise UsageError("--workdir=DIR is missing: the folder for records and checkpoints.")
     return config, Path(values.workdir) if values.workdir else None, values.force
+
+
+def defaults_of(arguments: list[str]) -> dict | None:
+    """The settings of the common.py that arguments' config imports; None where there is none."""
+    file = Path(_config_given(arguments).split(":")[0])
+    common = Path(_import_folders(file)[-1]) / "common.py"
+    return _parsed([f"--config={common}"])[0].to_dict() if common.is_file() else None
+
+
+def _config_given(arguments: list[str]) -> str | None:
+    return next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
 
 
 def _import_folders(file: Path) -> list[str]:

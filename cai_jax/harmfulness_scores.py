@@ -103,8 +103,8 @@ class Scores:
             "test": digest([a.id for a in self.test]),
         }
         self.name = f"{self.model.name} on red_team_attempts@{digest(self.made_from)}"
-        # Params and two moments, the next checkpoint beside the last, and the params at the end.
-        workdir_bytes = 7 * 4 * sum(x.size for x in jax.tree.leaves(self.model.params))
+        # Params and two moments, the next checkpoint beside the last two, and params at the end.
+        workdir_bytes = 10 * 4 * sum(x.size for x in jax.tree.leaves(self.model.params))
         self.workdir.prepare(s, workdir_bytes)
 
     def run(self) -> None:

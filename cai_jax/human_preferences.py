@@ -166,8 +166,8 @@ def run(config: Mapping[str, Any], workdir: Workdir, progress: Progress) -> None
         "pairs": digest([pair.id for pair in pairs.train]),
     }
     parameters = sum(x.size for x in jax.tree.leaves(model.params))
-    # Params and two moments, the next checkpoint beside the last, and the params at the end.
-    workdir.prepare(s, 7 * 4 * parameters)
+    # Params and two moments, the next checkpoint beside the last two, and the params at the end.
+    workdir.prepare(s, 10 * 4 * parameters)
     reasons = ", ".join(f"{reason} {n}" for reason, n in counts["left_out"].items())
     progress.say(f"{len(data)} pairs to train on; left out: {reasons}")
     for name, rows in pairs.untested.items():

@@ -21,6 +21,7 @@ from cai_jax.records import Comparison, Response, Revision
 from cai_jax.run import HELD_OUT, Run
 from cai_jax.shards import Shards
 from cai_jax.stages import ai_feedback, critique_revision, dpo, ppo, preference_model, supervised
+from cai_jax.training import preemption
 from cai_jax.training.metrics import MetricsLog
 from cai_jax.training.rollout import scored_length
 
@@ -163,11 +164,12 @@ def train_rl(run: Run) -> None:
     engine.params = None
     pm = None if rated else run.params_of("preference_model")
     held_out = _held_out(run, engine, form, pm)
-    with run.progress.stage("PPO", s.updates, "updates") as bar:
+    with run.progress.stage("PPO", s.updates, "updates") as bar, preemption.noted() as asked:
         params = ppo.train_ppo(
             s, engine, form, run.params_of("finetune"), run.params_of("finetune"),
             pm, rows, folder, run.settings.seed, run.provenance,
             stepper(bar, "objective/score", "score"), run.mesh, held_out, judge,
+            asked,
         )  # fmt: skip
     run.save("ppo", params)
     updates = len(MetricsLog(folder / "metrics.jsonl").rows())

@@ -79,8 +79,8 @@ class Run:
             for which in ("train", "test"):
                 half([*self.data.red_team, *self.data.helpful_comparisons], which)
         params = sum(x.nbytes for x in jax.tree.leaves(self.initial.params))
-        # Three params trees stay; PPO keeps two states and writes the next beside the last.
-        workdir.prepare(settings, (12 + settings.preference_model.halves) * params)
+        # Three params trees stay; PPO keeps two states and writes the next beside the last two.
+        workdir.prepare(settings, (16 + settings.preference_model.halves) * params)
         self.provenance = Provenance(
             model=f"{self.initial.name}@{self.initial.fingerprint}",
             constitution=f"{self.constitution.name}@{self.constitution.hash}",

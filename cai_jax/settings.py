@@ -120,6 +120,32 @@ def build(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def differences(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """What a config changes: a heading, and a line a group with new values and (defaults).
+
+    Args:
+      config, defaults: nested dicts of the same keys.
+    """
+    lines = []
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            if found := _changed(value, defaults[name]):
+                lines.append(f"  {name}: {', '.join(found)}")
+        elif value != defaults[name]:
+            lines.append(f"  {name}: {value} ({defaults[name]})")
+    return ["settings, where they differ from their (defaults):", *lines] if lines else []
+
+
+def _changed(config: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found += _changed(value, defaults[name], f"{prefix}{name}.")
+        elif value != defaults[name]:
+            found.append(f"{prefix}{name} {value} ({defaults[name]})")
+    return found
+
+
 def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping) and not hasattr(value, "items"):

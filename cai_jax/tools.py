@@ -42,7 +42,7 @@ def chat(arguments: list[str]) -> None:
       ToolError: neither or both of --model and --workdir, or an option without meaning.
       ValueError: the model or the run cannot be loaded.
     """
-    parser = _parser("chat", "Talk to a model. /reset forgets the conversation, /quit ends it.")
+    parser = tool_parser("chat", "Talk to a model. /reset forgets the conversation, /quit ends it.")
     _source_options(parser)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--max_new_tokens", type=int, default=256)
@@ -121,7 +121,7 @@ def fetch(arguments: list[str]) -> None:
     """Downloads a known model or data set if the cache lacks it; says where it is."""
     data_sets = catalog.datasets()
     known = [*sorted(weights.SOURCES), *(name for name, d in data_sets.items() if d.files)]
-    parser = _parser("fetch", f"Models and data sets: {', '.join(known)}.")
+    parser = tool_parser("fetch", f"Models and data sets: {', '.join(known)}.")
     parser.add_argument("name", nargs="?", default="smollm2-135m-instruct")
     name = parser.parse_args(arguments).name
     if name in data_sets:
@@ -139,7 +139,7 @@ def data(arguments: list[str]) -> None:
     Raises:
       ValueError: an unknown name, or a bad row of a file.
     """
-    parser = _parser("data", "List the data sets, or describe one and count its files at hand.")
+    parser = tool_parser("data", "List the data sets, or describe one and count its files at hand.")
     parser.add_argument("name", nargs="?", help="of a data set; all of them are listed without it")
     parser.add_argument(
         "--manual_dir", type=Path, metavar="DIR",
@@ -162,7 +162,7 @@ def constitution(arguments: list[str]) -> None:
       ConstitutionError: a constitution that cannot be used, with file, line and field.
       ToolError: the file to write exists.
     """
-    parser = _parser("constitution", "Check, compare and import constitutions.")
+    parser = tool_parser("constitution", "Check, compare and import constitutions.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="check|diff|import")
     check = verbs.add_parser("check", help="check a constitution and list its principles")
     check.add_argument("file", type=Path)
@@ -211,7 +211,7 @@ def import_weights(arguments: list[str]) -> None:
       ToolError: the directory holds a model.
       WeightsError: the source cannot be read.
     """
-    parser = _parser("import-weights", "Write a model as a directory in Hugging Face layout.")
+    parser = tool_parser("import-weights", "Write a model as a directory in Hugging Face layout.")
     parser.add_argument("--from", dest="model", required=True, metavar="NAME_OR_PATH")
     _target_options(parser)
     options = parser.parse_args(arguments)
@@ -225,7 +225,7 @@ def export_weights(arguments: list[str]) -> None:
     Raises:
       ToolError: the run has no such model, or the directory holds one.
     """
-    parser = _parser("export-weights", "Write a run's model for other software to read.")
+    parser = tool_parser("export-weights", "Write a run's model for other software to read.")
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR")
     _stage_option(parser)
     _target_options(parser)
@@ -235,7 +235,8 @@ def export_weights(arguments: list[str]) -> None:
     _write(options.to, model, start)
 
 
-def _parser(verb: str, description: str) -> _Parser:
+def tool_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """Of a verb's own flags; what it does not understand raises ToolError."""
     return _Parser(prog=f"cai-jax {verb}", description=description, allow_abbrev=False)
 
 

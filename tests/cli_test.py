@@ -3,6 +3,7 @@
 import collections
 import json
 import shutil
+import signal
 import sys
 
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from cai_jax.conversation import Conversation
 from cai_jax.progress import Progress
 from cai_jax.records import Provenance, Response
 from cai_jax.run import Run
-from cai_jax.settings import run_settings
+from cai_jax.settings import differences, run_settings
 from cai_jax.shards import Shards
 from cai_jax.training.checkpoint import Checkpoints, save_params
 from cai_jax.workdir import Workdir
@@ -58,7 +59,7 @@ def complaint(capsys, *argv: str) -> str:
 def test_help(capsys):
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(verb in shown for verb in ("run", *cli.STAGES, *cli.TOOLS, "doctor"))
+    assert all(verb in shown for verb in ("run", *cli.STAGES, *cli.TOOLS, *cli.CURVES, "doctor"))
     assert cli.main([]) == 2
 
 
@@ -344,6 +345,40 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, experiment, tmp_path, monk
     monkeypatch.setattr(pipeline, "revise", interrupt)
     assert cli.main(experiment.command("run", tmp_path / "run")) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_sigterm_has_an_exit_code_of_its_own(capsys, experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "revise", lambda run: signal.raise_signal(signal.SIGTERM))
+    former = signal.getsignal(signal.SIGTERM)
+    assert cli.main(experiment.command("run", tmp_path / "run")) == 143
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said == ["Stopped by SIGTERM; run the same command again to continue."]
+    assert signal.getsignal(signal.SIGTERM) == former
+
+
+def test_a_run_says_what_differs_from_the_defaults(capsys, experiment, tmp_path, monkeypatch):
+    def stop(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "revise", stop)
+    cli.main(experiment.command("run", tmp_path / "run", "--config.ppo.gamma=0.5"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("settings, where they differ from their (defaults): compare: ")
+    assert "finetune: batch_size 1 (32), epochs 2 (1), length 128 (1024)," in said
+    assert "gamma 0.5 (1.0)" in said and " lam " not in said
+
+
+@pytest.mark.parametrize("name", ["quickstart.py:smoke", "figures/fig5.py:laptop", "common.py"])
+def test_the_defaults_of_an_experiment_are_those_of_common(name):
+    arguments = [f"--config={tiny_run.ROOT}/experiments/{name}", "--workdir=run"]
+    config, _, _ = cli.parse(arguments)
+    defaults = cli.defaults_of(arguments)
+    assert defaults["finetune"]["batch_size"] == 32
+    assert bool(differences(config.to_dict(), defaults)) == (name != "common.py")
+
+
+def test_a_config_without_a_common_has_no_defaults(tmp_path):
+    assert cli.defaults_of([f"--config={tmp_path / 'mine.py'}"]) is None
 
 
 def test_quickstart_builds_in_both_sizes():

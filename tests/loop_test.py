@@ -1,7 +1,11 @@
+import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import chex
@@ -138,6 +142,77 @@ def test_kill_9_and_the_same_command_again(tmp_path):
     run(tmp_path / "whole")
     logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
     assert logs[0] == logs[1]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    code = """
+        import resource, sys
+        from pathlib import Path
+        import loop_test
+        from cai_jax.training.checkpoint import CheckpointError
+        def on_step(step, state):
+            if step == 6:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            loop_test.run(Path(sys.argv[1]), on_step=on_step)
+        except CheckpointError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "cut")]
+    full = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert "could not be written to" in full.stdout and full.stdout.count("\n") == 1, full.stderr
+    assert steps_saved(tmp_path / "cut") == [3]
+    same_as_whole(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "mixed with another"])
+def test_a_damaged_checkpoint_is_skipped(tmp_path, damage):
+    def failing(step):
+        if step == 6:
+            raise KeyboardInterrupt
+        return batches(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", batches=failing)
+    assert steps_saved(tmp_path / "cut") == [3, 6]
+    three, six = (tmp_path / "cut" / "checkpoints" / step / "state" for step in "36")
+    if damage == "cut short":
+        for file in six.rglob("*"):
+            if file.is_file():
+                os.truncate(file, file.stat().st_size // 2)
+    else:
+        shutil.rmtree(six)
+        shutil.copytree(three, six)
+    with pytest.warns(UserWarning, match="The checkpoint of step 6 in .* is damaged"):
+        same_as_whole(tmp_path)
+
+
+def same_as_whole(path):
+    """What is in `cut` ends with the state and the metrics of an uninterrupted run."""
+    chex.assert_trees_all_equal(run(path / "cut"), run(path / "whole"))
+    logs = [(path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def test_perf_is_logged_of_every_step(tmp_path):
+    def slow(step):
+        time.sleep(0.1)
+        return batches(step)
+
+    asked = []
+
+    def rates(step, seconds):
+        asked.append((step, seconds))
+        return {"perf/tokens_per_second": 4 / seconds}
+
+    STEP(new_state(), batches(0))  # compiled before, which takes longer than a few batches
+    run(tmp_path, batches=slow, rates=rates)
+    rows = [json.loads(line) for line in (tmp_path / "perf.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [step for step, _ in asked] == list(range(1, 8))
+    for row, (_, seconds) in zip(rows, asked, strict=True):
+        assert row["perf/step_seconds"] == seconds and 0 <= row["perf/wait_share"] <= 1
+        assert row["perf/tokens_per_second"] == 4 / seconds
+    assert min(row["perf/wait_share"] for row in rows[:2]) > 0.3, "each batch is late"
 
 
 def test_a_finished_run_does_nothing_again(tmp_path):

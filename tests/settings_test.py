@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cai_jax.settings import ConfigError, run_settings
+from cai_jax.settings import ConfigError, differences, run_settings
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -37,6 +37,20 @@ def test_the_defaults_build(common):
     assert settings.compare.clamp == (0.0, 1.0)
     assert settings.ppo.value_optimizer.learning_rate == 1e-5
     assert settings.ppo.optimizer.learning_rate == 1e-6
+
+
+def test_differences_from_the_defaults(common):
+    config = changed(common, "seed", 3)
+    config = changed(config, "ppo.updates", 6)
+    config = changed(config, "ppo.optimizer.kind", "adafactor")
+    config = changed(config, "compare.clamp", (0.4, 0.6))
+    assert differences(config, common) == [
+        "settings, where they differ from their (defaults):",
+        "  compare: clamp (0.4, 0.6) ((0.0, 1.0))",
+        "  ppo: optimizer.kind adafactor (adamw), updates 6 (1000)",
+        "  seed: 3 (0)",
+    ]
+    assert differences(common, common) == []
 
 
 def test_a_list_is_a_tuple_and_a_whole_number_a_float(common):

@@ -97,6 +97,11 @@ class Batch:
     prompt_tokens: jax.Array
     ref_logprobs: jax.Array
 
+    @property
+    def real(self) -> jax.Array:
+        """bool[B, 2, T], True on what is neither padding nor only fills the batch."""
+        return self.comparisons.real
+
 
 def examples(
     settings: Settings,

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +37,11 @@ from cai_jax.shards import Shards
 from cai_jax.training import optimizer, rollout, state
 from cai_jax.training.advantages import KL_METRICS, Minibatch, advantages_of
 from cai_jax.training.checkpoint import Checkpoints
-from cai_jax.training.loop import TrainingError
+from cai_jax.training.loop import TrainingError, not_finite
 from cai_jax.training.metrics import MetricsLog
 from cai_jax.training.ppo_losses import make_policy_loss, make_value_loss
 from cai_jax.training.ppo_settings import Settings
+from cai_jax.training.preemption import save_and_stop
 from cai_jax.training.rollout import Answer, Models, Sampled, Scores, minibatches, stream
 
 RATIO_TOLERANCE = 1e-3  # float32 rounding of two compilations of one forward pass stays below
@@ -79,6 +81,7 @@ def train_ppo(
     mesh: jax.sharding.Mesh | None = None,
     held_out: HeldOut | None = None,
     judge: Judge | None = None,
+    asked: Callable[[], bool] = lambda: False,
 ) -> Params:
     """Trains the policy; resumes from the newest checkpoint in `directory`.
 
@@ -91,12 +94,14 @@ def train_ppo(
       mesh: over which the models, optimiser states and batches are split; None for one device.
       held_out: a preference model that scores the responses too, and trains nothing.
       judge: the feedback model, where its ratings are the score.
+      asked: whether to save and stop, from `preemption.noted`; asked twice an update.
 
     Raises:
       ValueError: no prompt fits, before anything is computed.
       ScriptError: a response's question to the judge does not fit its engine.
-      TrainingError: a loss is not finite, or the policy that is trained is not the one that
-        sampled.
+      TrainingError: a loss is not finite, and its rollout is in `directory`/bad_batch.npz; or the
+        policy that is trained is not the one that sampled.
+      Terminated: `asked` said so, and the message's update is saved.
     """
     s, config = settings, engine.config
     rows = fitting(s, engine.tokenizer, form, rows)
@@ -128,7 +133,12 @@ def train_ppo(
         )
     mean, deviation = baseline(s, begin.read(Sampled) if s.baseline_responses else [])
     states, steps = _start(s, config, policy_params, pm_params, mean, deviation, mesh)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=1)
+    checkpoints = Checkpoints(directory / "checkpoints", keep=2)
+
+    def stop(done: int, coefficient: float) -> NoReturn:
+        extra = {"update": done, "kl_coefficient": coefficient}
+        save_and_stop(checkpoints, done, states, extra, f"update {done} of {s.updates}")
+
     log = MetricsLog(directory / "metrics.jsonl")
     shards = Shards(directory / "rollouts")
     done, kl_coefficient = 0, s.kl_coefficient
@@ -159,6 +169,8 @@ def train_ppo(
         monitored, others = watch(
             engine, form, texts, scores.values, s.stock_phrase, held_out, length, mesh
         )
+        if asked():  # nothing is trained on the rollout yet: it is drawn again
+            stop(update, kl_coefficient)
         truncated = np.array([a.truncated for a in answers])
         credit = normalised_score(scores.values, truncated, mean, deviation, s.truncation_penalty)
         data, metrics = advantages_of(
@@ -174,10 +186,8 @@ def train_ppo(
         values["objective/truncated"] = float(truncated.mean())
         bad = [name for name, v in values.items() if not np.isfinite(v)]
         if bad:
-            raise TrainingError(
-                f"PPO update {update}: {bad[0]} is {values[bad[0]]}; nothing of it was saved. "
-                "Lower ppo.optimizer.learning_rate, or look at the rollout's prompts."
-            )
+            when = f"PPO update {update}"
+            raise not_finite(bad[0], values[bad[0]], when, data, directory, checkpoints)
         clock.append(time.perf_counter())
         kl = np.where(rolled.mask, np.asarray(rolled.logprobs) - rolled.ref_logprobs, 0).sum(-1)
         reward = np.asarray(data.reward).tolist()
@@ -194,6 +204,8 @@ def train_ppo(
         if (update + 1) % s.save_every == 0 and update + 1 < s.updates:
             extra = {"update": update + 1, "kl_coefficient": kl_coefficient}
             checkpoints.save(update + 1, states, extra)
+        if asked():
+            stop(update + 1, kl_coefficient)
     checkpoints.close()
     return states["policy"].params
 

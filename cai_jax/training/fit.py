@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from cai_jax.mesh import layout, place, shard_batch
 from cai_jax.models.transformer import Params
-from cai_jax.training import optimizer, state
+from cai_jax.training import flops, optimizer, state
 from cai_jax.training.checkpoint import Checkpoints
 from cai_jax.training.loop import train
 from cai_jax.training.metrics import MetricsLog
@@ -32,7 +33,8 @@ def fit(
     Args:
       params: the start; its buffers are taken over.
       loss_fn: of (params, batch), as `state.make_step` takes it.
-      batches: all of them, numpy arrays, in order.
+      batches: all of them, numpy arrays, in order; `real` of each is bool[..., T], True on the
+        tokens that it trains on.
       save_every: steps between checkpoints.
       mesh: over which params, optimiser state and batches are split; None for one device.
 
@@ -40,11 +42,18 @@ def fit(
       the trained params.
 
     Raises:
-      TrainingError, CheckpointError: as `loop.train`.
+      TrainingError, CheckpointError, Terminated: as `loop.train`.
     """
     opt = optimizer.make(config, len(batches))
     start = place(state.create(params, opt), mesh)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=1)
+    checkpoints = Checkpoints(directory / "checkpoints", keep=2)
+    shape, peak = flops.shape_of(start.params), flops.peak_flops(jax.devices()[0].device_kind)
+    peak = peak and peak * (mesh.size if mesh else 1)
+
+    def rates(step: int, seconds: float) -> dict[str, float]:
+        real = np.asarray(batches[step - 1].real)
+        return flops.rates(shape, int(real.sum()), real.shape[-1], seconds, peak)
+
     final = train(
         start,
         state.make_step(loss_fn, opt, state_shardings=layout(start)),
@@ -54,6 +63,7 @@ def fit(
         save_every,
         MetricsLog(directory / "metrics.jsonl"),
         progress=progress,
+        rates=rates,
     )
     checkpoints.close()
     return final.params

@@ -1,4 +1,4 @@
-"""The training loop of every stage: resume, step, log one step late, save, stop on a bad loss."""
+"""The training loop: resume, step, log one step late, save; stop on SIGTERM or a bad loss."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
+from cai_jax.training import preemption
 from cai_jax.training.checkpoint import Checkpoints
 from cai_jax.training.metrics import MetricsLog
+from cai_jax.training.prefetch import Prefetch
 from cai_jax.training.state import TrainState
 
 PyTree = Any
@@ -33,19 +36,25 @@ def train(
     frozen: tuple[PyTree, ...] = (),
     progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
     on_step: Callable[[int, TrainState], None] | None = None,
+    rates: Callable[[int, float], Mapping[str, float]] | None = None,
 ) -> TrainState:
     """Trains up to `total_steps`, from the newest good checkpoint if there is one.
 
     Every process of a multi-host run calls it; process 0 writes the log.
 
-    Step n + 1 is dispatched before the metrics of step n are fetched, so the device never waits
-    for the host. A run killed anywhere and started again ends with the same state and the same
-    metrics.jsonl as one that was not, given a `batches` that depends on its argument alone.
+    Step n + 1 is dispatched before the metrics of step n are fetched, and batches are made ahead in
+    a thread, so the device need not wait for the host. A run killed anywhere and started again ends
+    with the same state and the same metrics.jsonl as one that was not, given a `batches` that
+    depends on its argument alone. On SIGTERM the step underway is finished and saved.
+
+    Beside the step's own metrics two are logged: perf/step_seconds, from the end of one step to the
+    end of the next, and perf/wait_share, the part of them in which the device had nothing to do and
+    the next batch was not there.
 
     Args:
       state: the state to begin with, also the template for a checkpoint; it is donated.
       step_fn: from `make_step`.
-      batches: the batch for the step that follows `step` steps.
+      batches: the batch for the step that follows `step` steps; called in a thread, in order.
       total_steps: where to stop; also the step of the last checkpoint.
       checkpoints: where to save and resume.
       save_every: steps between checkpoints, at least 1.
@@ -54,6 +63,7 @@ def train(
       progress: called with (steps done, total_steps, that step's metrics), one step late.
       on_step: called with (steps done, state) after each dispatch; it must not keep the state,
         which the next step donates.
+      rates: of a step and the seconds it took, more perf/ metrics.
 
     Returns:
       The state after `total_steps`, saved.
@@ -62,6 +72,7 @@ def train(
       TrainingError: a loss or gradient norm is not finite. The batch is in `bad_batch.npz` beside
         the metrics, and nothing from that step on has been saved.
       CheckpointError: see `Checkpoints`.
+      Terminated: SIGTERM came, and the message's step is saved.
     """
     done = 0
     saved = None
@@ -76,12 +87,16 @@ def train(
     writes = jax.process_index() == 0
     if writes:
         metrics_log.truncate(done)
-    clock = time.perf_counter()
+    clock, idle = time.perf_counter(), 0.0
     pending = None
+
+    def busy() -> bool:
+        """Whether the step dispatched before is still being computed."""
+        return pending is not None and not all(x.is_ready() for x in jax.tree.leaves(pending[2]))
 
     def settle() -> None:
         """Fetches, checks and logs the step dispatched before."""
-        nonlocal clock, pending
+        nonlocal clock, idle, pending
         if pending is None:
             return
         step, batch, metrics = pending
@@ -89,47 +104,82 @@ def train(
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name in _CHECKED:
             if not np.isfinite(values.get(name, 0.0)):
-                raise TrainingError(
-                    f"{name} is {values[name]} at step {step}: its batch is in "
-                    f"{_save_batch(metrics_log.path.parent, batch)}, and "
-                    + (
-                        f"the last good checkpoint is step {saved} in {checkpoints.directory}"
-                        if saved is not None
-                        else "there is no checkpoint yet"
-                    )
-                    + "; lower the learning rate or look at that batch."
-                )
+                where = metrics_log.path.parent
+                raise not_finite(name, values[name], f"step {step}", batch, where, checkpoints)
         now = time.perf_counter()
+        seconds = now - clock
+        perf = {"perf/step_seconds": seconds, "perf/wait_share": idle / seconds}
+        clock, idle = now, 0.0
+        if rates is not None:
+            perf |= rates(step, seconds)
         if writes:
-            metrics_log.write(step, {**values, "perf/step_seconds": now - clock})
-        clock = now
+            metrics_log.write(step, {**values, **perf})
         if progress is not None:
             progress(step, total_steps, values)
 
-    while done < total_steps:
-        batch = batches(done)
-        state, metrics = step_fn(state, batch, *frozen)
-        done += 1
-        settle()
-        pending = (done, batch, metrics)
-        if on_step is not None:
-            on_step(done, state)
-        if done % save_every == 0 or done == total_steps:
-            settle()  # a step is known to be good, and its row written, before it is saved
-            checkpoints.save(done, state, {})
-            saved = done
+    with Prefetch(batches, done, total_steps) as coming, preemption.noted() as asked:
+        while done < total_steps:
+            batch, waited = coming.take(busy)
+            idle += waited
+            state, metrics = step_fn(state, batch, *frozen)
+            done += 1
+            settle()
+            pending = (done, batch, metrics)
+            if on_step is not None:
+                on_step(done, state)
+            if done % save_every == 0 or done == total_steps:
+                settle()  # a step is known to be good, and its row written, before it is saved
+                checkpoints.save(done, state, {})
+                saved = done
+            if asked():
+                settle()
+                reached = f"step {done} of {total_steps}"
+                preemption.save_and_stop(checkpoints, done, state, {}, reached)
     if saved is None:
         checkpoints.save(done, state, {})  # total_steps is 0: the start is the result
     checkpoints.wait()
     return state
 
 
+def not_finite(
+    name: str, value: float, when: str, batch: PyTree, directory: Path, checkpoints: Checkpoints
+) -> TrainingError:
+    """The error of a loss, gradient or score that is no number; its batch is then on disk.
+
+    Args:
+      name: of the metric.
+      when: such as "step 3".
+      batch: what it was computed from; saved as `directory`/bad_batch.npz.
+      checkpoints: of the run; the last of them is named.
+    """
+    checkpoints.wait()
+    steps = checkpoints.steps()
+    good = (
+        f"the last good checkpoint is step {steps[-1]} in {checkpoints.directory}"
+        if steps
+        else "there is no checkpoint yet"
+    )
+    saved = _save_batch(directory, batch)
+    return TrainingError(
+        f"{name} is {value} at {when}: its batch is in {saved}, and {good}; "
+        "lower the learning rate or look at that batch."
+    )
+
+
 def _save_batch(directory: Path, batch: PyTree) -> Path:
+    """Writes a batch, which may lie on the devices of several processes; all of them call it."""
     leaves = jax.tree_util.tree_flatten_with_path(batch)[0]
     arrays = {
-        jax.tree_util.keystr(path, simple=True, separator=".") or "batch": np.asarray(leaf)
+        jax.tree_util.keystr(path, simple=True, separator=".") or "batch": _whole(leaf)
         for path, leaf in leaves
     }
     path = directory / "bad_batch.npz"
-    np.savez(path, **arrays)
+    if jax.process_index() == 0:
+        np.savez(path, **arrays)
     return path
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)

@@ -54,7 +54,12 @@ class MetricsLog:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of `path`, in order."""
-        return [row for row, _ in _read(self.path)]
+        return read(self.path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a log, in order, without changing it: it may still be written to."""
+    return [row for row, _ in _read(path)]
 
 
 def _number(value: Any) -> int | float | None:

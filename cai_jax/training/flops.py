@@ -1,0 +1,83 @@
+"""What training costs by the model's shape, and what share of the devices' peak a step reaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+PyTree = Any
+
+# Dense bfloat16 FLOP/s of one JAX device as its maker publishes them, by jax.Device.device_kind.
+_PEAK = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,
+    "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H100 PCIe": 756e12,
+}
+
+
+def flops_per_token(weights: int, layers: int, heads: int, head_dim: int, length: int) -> int:
+    """FLOPs that one training step needs for each token.
+
+        6 N + 12 L H Q T
+
+    The convention of PaLM (Chowdhery et al. 2204.02311, appendix B), for model-FLOPs utilisation:
+    a multiply and an add are two; forward one part, backward two; attention is counted over the
+    whole row, without the half that a causal mask would save; what rematerialisation computes
+    again, norms, softmax and the optimiser are not counted.
+
+    Args:
+      weights: N, those that every token is multiplied with; see `shape_of`.
+      layers, heads, head_dim: L, H and Q.
+      length: T, tokens of a row.
+    """
+    return 6 * weights + 12 * layers * heads * head_dim * length
+
+
+def shape_of(params: PyTree) -> tuple[int, int, int, int]:
+    """(N, L, H, Q) of a language model's or a preference model's params, arrays or their shapes.
+
+    N counts kernels, and the embedding where it is the output matrix too: to look a row up costs
+    nothing. Norms and biases are left out.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    weights = sum(x.size for path, x in leaves if path[-1].key == "kernel")
+    if "lm_head" not in params and "scalar_head" not in params:
+        weights += params["embed"]["embedding"].size
+    (query,) = (x for path, x in leaves if [entry.key for entry in path[-2:]] == ["q", "kernel"])
+    layers, _, heads, head_dim = query.shape
+    return weights, layers, heads, head_dim
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of one device of a kind; None where it is unknown, as on CPU."""
+    return _PEAK.get(device_kind)
+
+
+def rates(
+    shape: tuple[int, int, int, int], tokens: int, length: int, seconds: float, peak: float | None
+) -> dict[str, float]:
+    """The perf/ metrics of a training step.
+
+    Args:
+      shape: (N, L, H, Q), from `shape_of`.
+      tokens: of all rows of the batch; padding is not one.
+      length: T of a row, padding included.
+      seconds: that the step took.
+      peak: FLOP/s of all devices together, or None.
+
+    Returns:
+      perf/tokens_per_second, and perf/model_flops_utilisation (0 to 1) where the peak is known.
+    """
+    found = {"perf/tokens_per_second": tokens / seconds}
+    if peak is not None:
+        needed = tokens * flops_per_token(*shape, length)
+        found["perf/model_flops_utilisation"] = needed / (seconds * peak)
+    return found
