@@ -136,15 +136,15 @@ def found(request, tmp_path_factory, tiny_cache):
 
 
 def assert_close(found, expected):
-    """Losses within 2e-5 of themselves, params within 1e-5.
+    """Losses within 2e-5 of themselves or of 1, params within 1e-5.
 
-    Float32 sums in another order change a loss, and a gradient clipped to norm 1, by some 1e-6.
-    With eps = 1e-3 Adam's step has a slope of at most learning rate / eps = 10 in the gradient,
-    which makes 1e-5 of that; with the usual 1e-8 a gradient that is all rounding would step as
-    far as any other.
+    Float32 sums in another order change a gradient clipped to norm 1 by some 1e-7. With eps = 1e-3
+    Adam's step has a slope of at most learning rate / eps = 10 in the gradient, which makes 1e-6 of
+    that; with the usual 1e-8 a gradient that is all rounding would step as far as any other. The
+    policy's loss is near 0 and a sum of terms near 1 whose ratios magnify what the params differ by.
     """
     assert found.keys() == expected.keys()
-    np.testing.assert_allclose(found.pop("losses"), expected.pop("losses"), rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(found.pop("losses"), expected.pop("losses"), rtol=2e-5, atol=2e-5)
     for name, x in expected.items():
         np.testing.assert_allclose(found[name], x, rtol=0, atol=1e-5, err_msg=name)
 
