@@ -141,7 +141,7 @@ def assert_close(found, expected):
     Float32 sums in another order change a gradient clipped to norm 1 by some 1e-7. With eps = 1e-3
     Adam's step has a slope of at most learning rate / eps = 10 in the gradient, which makes 1e-6 of
     that; with the usual 1e-8 a gradient that is all rounding would step as far as any other. The
-    policy's loss is near 0 and a sum of terms near 1 whose ratios magnify what the params differ by.
+    policy's loss is near 0, of terms near 1 whose ratios magnify what the params differ by.
     """
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(found.pop("losses"), expected.pop("losses"), rtol=2e-5, atol=2e-5)
