@@ -81,6 +81,9 @@ def host_transfers(text: str) -> tuple[str, ...]:
 def collectives(text: str) -> dict[str, tuple[int, int]]:
     """What a module sends between devices, each computation as often as it is run.
 
+    Parts of an asynchronous one share its channel, by which it is counted once; permutations have
+    no such parts, and share a channel where they are several.
+
     Returns:
       Kind -> (how often, bytes that one device ends up with in all).
 
@@ -89,7 +92,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
     """
     modules = parse(text)
     entry = next(name for name in modules if name.startswith("ENTRY "))
-    found: dict[str, tuple[int, int]] = {}
+    channels: dict[str, tuple[str, int, int]] = {}
 
     def walk(name: str, times: int | None) -> None:
         for one in modules[name].values():
@@ -100,19 +103,39 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
                 # An asynchronous one's type: what goes in, what comes out, flags.
                 parts = _elements(one.type)
                 result = parts[1] if kind != one.op and len(parts) > 1 else one.type
-                often, total = found.get(kind, (0, 0))
-                found[kind] = often + times, total + times * size(result, main_memory=False)
+                channel = re.search(r"\bchannel_id=(\d+)", one.rest)
+                key = channel[1] if channel and kind != "collective-permute" else one.name
+                rounds = min(times, channels[key][1]) if key in channels else times
+                channels[key] = kind, rounds, size(result, main_memory=False)
             if one.op == "while":
-                rounds = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.rest)
-                inside = times and rounds and times * int(rounds[1])
-                walk(_called(one, "body")[0], inside)
+                walk(_called(one, "body")[0], times and _product(times, _rounds(modules, one)))
             elif not one.op.endswith(("-done", "-update")):
                 for key in ("calls", "to_apply", "branch_computations", "called_computations"):
                     for called in _called(one, key):
                         walk(called, times)
 
     walk(entry, 1)
+    found: dict[str, tuple[int, int]] = {}
+    for kind, times, each in channels.values():
+        often, total = found.get(kind, (0, 0))
+        found[kind] = often + times, total + times * each
     return dict(sorted(found.items()))
+
+
+def _product(times: int, rounds: int | None) -> int | None:
+    return None if rounds is None else times * rounds
+
+
+def _rounds(modules: dict[str, Computation], loop: Instruction) -> int | None:
+    """How often a loop's body runs: as it says, or N where it goes on while i < N, from 0."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
+    condition = modules[_called(loop, "condition")[0]]
+    root = next(one for one in condition.values() if one.root)
+    limits = [condition[n] for n in root.operands if condition[n].op == "constant"]
+    if root.op != "compare" or "direction=LT" not in root.rest or len(limits) != 1:
+        return None
+    return int(re.search(r"#(\d+)#", limits[0].rest)[1])
 
 
 def parse(text: str) -> dict[str, Computation]:
@@ -240,12 +263,15 @@ def _elements(kind: str) -> list[str]:
 
 
 def _split_type(text: str) -> tuple[str, str]:
-    """A line after its "=", cut behind the type; a parameter's number is kept in its attributes."""
+    """A line after its "=", cut behind the type.
+
+    The number of a parameter, and a constant that is one, are kept in its attributes.
+    """
     depth, end = 0, 0
     while depth or text[end] != " ":
         depth += (text[end] in "([{") - (text[end] in ")]}")
         end += 1
-    call = re.sub(r"^parameter\((\d+)\)(.*)", r"parameter(), #\1#\2", text[end + 1 :])
+    call = re.sub(r"^(parameter|constant)\((\d+)\)(.*)", r"\1(), #\2#\3", text[end + 1 :])
     return text[:end], call
 
 

@@ -29,7 +29,7 @@ PROGRAM = """
     from cai_jax.logprobs import chunked_token_logprobs
     from cai_jax.mesh import MESH_AXES, fitted, make_mesh, place
     from cai_jax.models import ring
-    from cai_jax.models.attention import self_attention
+    from cai_jax.models.attention import causal_mask, self_attention
     from cai_jax.models.ring import ring_attention
 
     B, T, H, K, C, V = 4, 48, 4, 2, 6, 16
@@ -67,7 +67,8 @@ PROGRAM = """
 
     real = (ids > 0)[..., None, None]
     seen = lambda found: (found[0][0], found[0][1] * real, found[1])
-    alone = attended(self_attention)(q, k, v, ids)
+    whole = lambda q, k, v, ids: self_attention(q, k, v, causal_mask(ids))
+    alone = attended(whole)(q, k, v, ids)
     alone_scored = jax.jit(scored)(hidden, kernel, targets)
     model = tiny_model(vocab_size=264)
     tokens = draw.integers(0, 259, (B, 13))
@@ -82,7 +83,7 @@ PROGRAM = """
             gaps[f"queries {ring.QUERIES}"] = gap(seen(found), seen(alone))
         half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
         found = attended(split)(*(put(x, *heads) for x in half), put(ids, "batch"))
-        gaps["bfloat16"] = gap(seen(found)[1:], seen(attended(self_attention)(*half, ids))[1:])
+        gaps["bfloat16"] = gap(seen(found)[1:], seen(attended(whole)(*half, ids))[1:])
         found = jax.jit(scored)(put(hidden, "batch", "tokens"), put(kernel, "embed"), put(targets))
         gaps["logprobs"] = gap(found, alone_scored)
         laid_out = dataclasses.replace(model, params=place(model.params, mesh))

@@ -148,7 +148,7 @@ def test_every_missing_key_is_named(common):
         ("engine.slots", 0, r"config\.engine\.slots is 0; it must be at least 1"),
         ("mesh.data", 0, r"config\.mesh\.data is 0"),
         ("mesh.sequence", 0, r"config\.mesh\.sequence is 0"),
-        ("mesh", {"data": 1, "fsdp": 1, "tensor": 1}, r"config\.mesh\.slice is missing"),
+        ("mesh", {"data": 1, "fsdp": 1, "tensor": 1}, r"config\.mesh\.sequence is missing"),
     ],
 )
 def test_each_bad_value_has_its_sentence(common, key, value, sentence):

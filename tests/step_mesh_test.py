@@ -17,8 +17,9 @@ import tiny_run
 from fakes import tiny_model
 
 # (slice, data, fsdp, sequence, tensor). The tiny model has 2 heads of keys and values to split.
-ONCE = {"2x4": (1, 2, 4, 1, 1), "slice, fsdp, sequence": (2, 1, 2, 2, 1)}
+ONCE = {"slice, fsdp, sequence": (2, 1, 2, 2, 1)}
 MORE = {
+    "2x4": (1, 2, 4, 1, 1),
     "8x1": (1, 8, 1, 1, 1),
     "4x2": (1, 4, 2, 1, 1),
     "sequence 4, tensor": (1, 1, 1, 4, 2),
@@ -73,12 +74,11 @@ PROGRAM = """
         np.zeros(8, np.float32),
     )
     replies = Minibatch(rollout, advantages, returns)
-    slow = dataclasses.replace(PPO, remat="full")
     stages = {
         "sl": (supervised.make_loss(config, "full"), model.params, packed),
-        "pm": (preference_model.make_loss(config, "dots"), scorer(model), compared),
-        "policy": (ppo.make_policy_loss(config, slow), model.params, replies),
-        "value": (ppo.make_value_loss(config, slow), scorer(model), replies),
+        "pm": (preference_model.make_loss(config, "none"), scorer(model), compared),
+        "policy": (ppo.make_policy_loss(config, PPO), model.params, replies),
+        "value": (ppo.make_value_loss(config, PPO), scorer(model), replies),
     }
     opt = optimizer.make(dataclasses.replace(OPTIMIZER, eps=1e-3), 3)
     for name, shape in meshes.items():
@@ -136,15 +136,15 @@ def found(request, tmp_path_factory, tiny_cache):
 
 
 def assert_close(found, expected):
-    """Losses within 2e-5 of themselves, params within 1e-5.
+    """Losses within 2e-5 of themselves or of 1, params within 1e-5.
 
-    Float32 sums in another order change a loss, and a gradient clipped to norm 1, by some 1e-6.
-    With eps = 1e-3 Adam's step has a slope of at most learning rate / eps = 10 in the gradient,
-    which makes 1e-5 of that; with the usual 1e-8 a gradient that is all rounding would step as
-    far as any other.
+    Float32 sums in another order change a gradient clipped to norm 1 by some 1e-7. With eps = 1e-3
+    Adam's step has a slope of at most learning rate / eps = 10 in the gradient, which makes 1e-6 of
+    that; with the usual 1e-8 a gradient that is all rounding would step as far as any other. The
+    policy's loss is near 0, of terms near 1 whose ratios magnify what the params differ by.
     """
     assert found.keys() == expected.keys()
-    np.testing.assert_allclose(found.pop("losses"), expected.pop("losses"), rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(found.pop("losses"), expected.pop("losses"), rtol=2e-5, atol=2e-5)
     for name, x in expected.items():
         np.testing.assert_allclose(found[name], x, rtol=0, atol=1e-5, err_msg=name)
 

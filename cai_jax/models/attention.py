@@ -26,25 +26,23 @@ class Part:
     mask: jax.Array
 
 
-def self_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Causal softmax attention within the segments of a row, logits in float32.
-
-    `ring.ring_attention` is the same where a mesh splits T.
+def self_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax attention within a sequence, logits in float32.
 
     Args:
       q: [B, T, H, C].
       k: [B, T, K, C]; each key head serves H / K query heads.
       v: [B, T, K, C].
-      segment_ids: int32[B, T]; a token sees itself and earlier tokens of its own; 0 is padding.
+      mask: bool[B, T, T], query by key.
 
     Returns:
       [B, T, H, C].
     """
-    return jax.nn.dot_product_attention(q, k, v, mask=causal_mask(segment_ids)[:, None])
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
 
 
 def causal_mask(segment_ids: jax.Array) -> jax.Array:
-    """bool[B, T, T], query by key: what `self_attention` says of segment ids."""
+    """bool[B, T, T]: a token sees itself and earlier tokens of its own segment; 0 is padding."""
     t = segment_ids.shape[1]
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     return same & (segment_ids[:, None, :] > 0) & jnp.tril(jnp.ones((t, t), bool))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cai_jax.mesh import constrain
-from cai_jax.models.attention import self_attention
+from cai_jax.models.attention import causal_mask, self_attention
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.ring import ring_attention
 
@@ -74,7 +74,7 @@ class Block(nn.Module):
         if mesh is not None and mesh.shape["sequence"] > 1:
             attended = ring_attention(q, k, v, segment_ids, mesh)
         else:
-            attended = self_attention(q, k, v, segment_ids)
+            attended = self_attention(q, k, v, causal_mask(segment_ids))
         x = x + dense(config.embed, "o", (-2, -1))(attended)
         h = RMSNorm(config.norm_eps, self.dtype, name="mlp_norm")(x)
         gated = nn.silu(dense(config.mlp, "gate")(h)) * dense(config.mlp, "up")(h)

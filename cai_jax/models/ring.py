@@ -23,7 +23,7 @@ def ring_attention(
     segment_ids: jax.Array,
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
 ) -> jax.Array:
-    """`attention.self_attention` with T split over the mesh's `sequence` axis.
+    """Causal attention within segments, T split over the mesh's `sequence` axis.
 
     Each device keeps its queries; keys and values go round the devices, and a running maximum and
     denominator make the softmax whole (arXiv 2310.01889, 2112.05682). The other way, exchanging
@@ -35,7 +35,7 @@ def ring_attention(
     Args:
       q: [B, T, H, C]; T is a multiple of the axis.
       k, v: [B, T, K, C].
-      segment_ids: int32[B, T], as for `self_attention`.
+      segment_ids: int32[B, T], as for `attention.causal_mask`.
       mesh: whose rows' and `tensor` axes split B and heads as usual.
 
     Returns:
