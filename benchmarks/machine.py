@@ -67,14 +67,18 @@ def busy_share(seconds: float = 1.0) -> float:
     return busy / max(total, 1e-9)
 
 
-def wait_until_idle(patience: float = 120.0) -> None:
+def wait_until_idle(patience: float = 120.0, most: float = BUSY) -> None:
     """Returns once a second has passed in which the machine had nothing else to do.
+
+    Args:
+      patience: seconds to wait for it.
+      most: share of the CPU time that others may use.
 
     Raises:
       BusyError: that second did not come within `patience` seconds.
     """
     until = time.monotonic() + patience
-    while (share := busy_share()) > BUSY:
+    while (share := busy_share()) > most:
         if time.monotonic() > until:
             raise BusyError(
                 f"the machine is {share:.0%} busy with something else, so nothing measured now "

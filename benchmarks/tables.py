@@ -98,6 +98,38 @@ def markdown(rows: list[Measured], bounds: dict[str, tuple[float, float]]) -> st
     return "\n".join(lines)
 
 
+def training(rows: list[Measured], targets: dict[tuple[str, str], float]) -> str:
+    """The table of training steps.
+
+    Args:
+      targets: by workload and peer, how many times as fast as it ours is meant to be.
+    """
+    lines = [
+        "| work | who | s a step (range) | rate | ours / it (range) | target | first losses "
+        "| peak, GB | warm-up, s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    ours = {row.workload: row for row in rows if row.peer == "ours"}
+    for row in rows:
+        cells = [row.workload, row.peer]
+        if row.failure or not row.seconds:
+            cells += [f"failed: {row.failure}", "", "", "", "", "", ""]
+        else:
+            ratio = ratios(ours[row.workload].rates, row.rates) if row.workload in ours else []
+            target = targets.get((row.workload, row.peer))
+            cells += [
+                _spread(row.seconds),
+                f"{statistics.median(row.rates):.3g} {row.unit}/s",
+                "" if row.peer == "ours" or not ratio else _spread(ratio),
+                "" if target is None else f"{target:g}",
+                ", ".join(f"{loss:.4f}" for loss in row.details.get("losses", [])),
+                f"{row.details['peak_bytes'] / 1e9:.1f}",
+                f"{row.first:.0f}",
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _items(row: Measured) -> str:
     return str(row.items) if row.items == row.all_items else f"{row.items} of {row.all_items}"
 

@@ -18,7 +18,9 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+import peak
 from peers import Setup
+from training_work import Work
 from workloads import Workload
 
 from cai_jax.memory import huge_pages
@@ -34,7 +36,7 @@ class Job:
 
     peer: str
     setup: Setup
-    workload: Workload
+    workload: Workload | Work
 
 
 class Worker:
@@ -109,13 +111,14 @@ def main(file: str) -> None:
 
 
 def _do(peer: Any, command: str, seed: str = "0") -> Any:
+    peak.forget()
     began, used = time.perf_counter(), time.process_time()
     if command == "warm":
         peer.warm()
         return time.perf_counter() - began
     answer = dataclasses.asdict(peer.run(greedy=command == "check", seed=int(seed)))
     took, used = time.perf_counter() - began, time.process_time() - used
-    return answer | {"seconds": took, "cpu_seconds": used}
+    return answer | {"seconds": took, "cpu_seconds": used, "peak_bytes": peak.peak()}
 
 
 if __name__ == "__main__":

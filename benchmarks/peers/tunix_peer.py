@@ -36,28 +36,34 @@ class Numbers:
         return self._pad
 
 
+def load(setup: Setup):
+    """(shape, tunix's model with the setup's weights, tokenizer)."""
+    shape, _, tokenizer, _ = read_directory(setup.directory)
+    config = llama.ModelConfig(
+        num_layers=shape.layers,
+        vocab_size=shape.vocab_size,
+        embed_dim=shape.embed,
+        hidden_dim=shape.mlp,
+        num_heads=shape.heads,
+        head_dim=shape.head_dim,
+        num_kv_heads=shape.kv_heads,
+        rope_theta=int(shape.rope_theta),
+        norm_eps=shape.norm_eps,
+        weight_tying=shape.tied_embeddings,
+    )
+    # Its attention leaves out the config's rope_theta and would rotate by the default, 1e6.
+    llama.apply_rope = functools.partial(llama.apply_rope, rope_theta=shape.rope_theta)
+    model = llama_params.create_model_from_safe_tensors(
+        str(setup.directory), config, dtype=jnp.dtype(setup.dtype)
+    )
+    return shape, model, tokenizer
+
+
 class Sampler:
     """One batch of all items, which have one limit."""
 
     def __init__(self, setup: Setup, workload: Workload):
-        shape, _, tokenizer, _ = read_directory(setup.directory)
-        config = llama.ModelConfig(
-            num_layers=shape.layers,
-            vocab_size=shape.vocab_size,
-            embed_dim=shape.embed,
-            hidden_dim=shape.mlp,
-            num_heads=shape.heads,
-            head_dim=shape.head_dim,
-            num_kv_heads=shape.kv_heads,
-            rope_theta=int(shape.rope_theta),
-            norm_eps=shape.norm_eps,
-            weight_tying=shape.tied_embeddings,
-        )
-        # Its attention leaves out the config's rope_theta and would rotate by the default, 1e6.
-        llama.apply_rope = functools.partial(llama.apply_rope, rope_theta=shape.rope_theta)
-        model = llama_params.create_model_from_safe_tensors(
-            str(setup.directory), config, dtype=jnp.dtype(setup.dtype)
-        )
+        shape, model, tokenizer = load(setup)
         self.items = workload.items
         self.longest = max(len(item.tokens) for item in self.items)
         cache = tunix_sampler.CacheConfig(
