@@ -46,9 +46,10 @@ PROGRAM = """
 
     from cai_jax.batch import Rollout, comparison_batch, pack
     from cai_jax.models.scoring import jit_reply_logprobs
-    from cai_jax.stages import ppo, preference_model, supervised
+    from cai_jax.stages import preference_model, supervised
     from cai_jax.training import optimizer, state
-    from cai_jax.training.rollout import Minibatch
+    from cai_jax.training.advantages import Minibatch
+    from cai_jax.training.ppo_losses import make_policy_loss, make_value_loss
 
     folder, meshes = Path(sys.argv[1]), json.loads(sys.argv[2])
     assert jax.device_count() == 8
@@ -73,12 +74,14 @@ PROGRAM = """
         prompt, prompt_mask, reply, mask, np.asarray(sampled), np.asarray(sampled), values,
         np.zeros(8, np.float32),
     )
-    replies = Minibatch(rollout, advantages, returns)
+    replies = Minibatch(rollout, advantages, returns, rollout.score)
+    policy = make_policy_loss(config, PPO.temperature, PPO.clip, "none")
+    value = make_value_loss(config, PPO.value_clip, "none")
     stages = {
         "sl": (supervised.make_loss(config, "full"), model.params, packed),
         "pm": (preference_model.make_loss(config, "none"), scorer(model), compared),
-        "policy": (ppo.make_policy_loss(config, PPO), model.params, replies),
-        "value": (ppo.make_value_loss(config, PPO), scorer(model), replies),
+        "policy": (policy, model.params, replies),
+        "value": (value, scorer(model), replies),
     }
     opt = optimizer.make(dataclasses.replace(OPTIMIZER, eps=1e-3), 3)
     for name, shape in meshes.items():
