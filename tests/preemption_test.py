@@ -81,7 +81,8 @@ TWO = """
     from jax.sharding import NamedSharding, PartitionSpec
     from cai_jax.training.preemption import Terminated
 
-    everywhere = NamedSharding(mesh.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}), PartitionSpec())
+    shape = dict.fromkeys(mesh.MESH_AXES, 1) | {"data": 2}
+    everywhere = NamedSharding(mesh.make_mesh(shape), PartitionSpec())
     alone = loop_test.new_state
     loop_test.new_state = lambda: jax.device_put(alone(), everywhere)
     loop_test.batches = lambda step: np.full(4, step, np.float32)
