@@ -136,17 +136,23 @@ def measure(
         for seed in range(1, options.rounds + 1):
             for row, part, worker, warm in running:
                 machine.wait_until_idle(options.patience)
-                before = machine.cpu_times()
-                answer = worker.ask(f"time {seed}")
-                busy, total = (b - a for a, b in zip(before, machine.cpu_times(), strict=True))
-                row.seconds.append(answer["seconds"])
+                answer = timed(worker, seed, row)
                 row.rates.append(rate(part, answer, len(part.items) / len(workload.items)))
-                row.foreign.append(max(0.0, busy - answer["cpu_seconds"]) / total)
                 row.details = answer["details"]
                 # A peer whose warm-up does nothing compiles nothing.
                 row.first = max(0.0, warm - statistics.median(row.seconds)) if warm > 1 else 0.0
                 note(f"{workload.name} {row.peer}: {row.rates[-1]:.4g} {row.unit}/s", log)
     return rows
+
+
+def timed(worker: Worker, seed: int, row: tables.Measured) -> dict[str, Any]:
+    """A worker's answer; its seconds, and what share of the CPU others took, are noted in `row`."""
+    before = machine.cpu_times()
+    answer = worker.ask(f"time {seed}")
+    busy, total = (b - a for a, b in zip(before, machine.cpu_times(), strict=True))
+    row.seconds.append(answer["seconds"])
+    row.foreign.append(max(0.0, busy - answer["cpu_seconds"]) / total)
+    return answer
 
 
 def rate(part: Workload, answer: dict[str, Any], share: float) -> float:
@@ -177,21 +183,30 @@ def write(
     rows: list[tables.Measured],
 ) -> None:
     """Everything measured so far, as JSON."""
+    few_shots = "the paper's" if options.paper_prompts else "our own"
+    content = made_on(options, LIBRARIES, rates, rows) | {"few_shots": few_shots, "bounds": bounds}
+    options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def made_on(
+    options: argparse.Namespace,
+    libraries: tuple[str, ...],
+    rates: machine.Rates,
+    rows: list[tables.Measured],
+) -> dict[str, Any]:
+    """What was measured and with what, for JSON."""
     versions = {}
-    for library in LIBRARIES:
+    for library in libraries:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
-    content = {
+    return {
         "rounds": options.rounds,
         "threads": options.threads,
-        "few_shots": "the paper's" if options.paper_prompts else "our own",
         "python": platform.python_version(),
         "versions": versions,
         "rates": dataclasses.asdict(rates),
-        "bounds": bounds,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import importlib.metadata
 import json
-import platform
 from pathlib import Path
 
 import jax
@@ -25,7 +22,7 @@ import machine
 import tables
 import training_memory
 import training_work
-from decode import matches, note, script
+from decode import made_on, matches, note, script, timed
 from peers import Setup
 from peers.entries import Entry
 from training_work import Work
@@ -121,12 +118,8 @@ def measure(
         for seed in range(1, options.rounds + 1):
             for row, worker in running:
                 machine.wait_until_idle(options.patience, options.busy)
-                before = machine.cpu_times()
-                answer = worker.ask(f"time {seed}")
-                busy, total = (b - a for a, b in zip(before, machine.cpu_times(), strict=True))
-                row.seconds.append(answer["seconds"])
+                answer = timed(worker, seed, row)
                 row.rates.append(work.size / answer["seconds"])
-                row.foreign.append(max(0.0, busy - answer["cpu_seconds"]) / total)
                 row.details = answer["details"] | {"peak_bytes": answer["peak_bytes"]}
                 note(f"{work.name} {row.peer}: {row.seconds[-1]:.4g} s", log)
     return rows
@@ -154,19 +147,7 @@ def write(
     rows: list[tables.Measured],
 ) -> None:
     """Everything measured so far, as JSON."""
-    versions = {}
-    for library in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[library] = importlib.metadata.version(library)
-    content = {
-        "rounds": options.rounds,
-        "threads": options.threads,
-        "python": platform.python_version(),
-        "versions": versions,
-        "rates": dataclasses.asdict(rates),
-        "least_bytes": least,
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
+    content = made_on(options, LIBRARIES, rates, rows) | {"least_bytes": least}
     options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -168,8 +168,7 @@ def train_rl(run: Run) -> None:
         params = ppo.train_ppo(
             s, engine, form, run.params_of("finetune"), run.params_of("finetune"),
             pm, rows, folder, run.settings.seed, run.provenance,
-            stepper(bar, "objective/score", "score"), run.mesh, held_out, judge,
-            asked,
+            stepper(bar, "objective/score", "score"), run.mesh, held_out, judge, asked,
         )  # fmt: skip
     run.save("ppo", params)
     updates = len(MetricsLog(folder / "metrics.jsonl").rows())

@@ -201,8 +201,7 @@ def figures(run: Run) -> list[Path]:
 def _ppo_figure(run: Run, stem: Path) -> list[Path]:
     rollouts = Shards(run.workdir.path / "ppo" / "rollouts").read(Sampled)
     updates = sorted({r.update for r in rollouts})
-    penalty, resamples = run.settings.ppo.kl_coefficient, run.settings.evaluate.resamples
-    seed = run.settings.seed
+    seed, resamples = run.settings.seed, run.settings.evaluate.resamples
 
     def curve(of) -> list[Interval]:
         return [
@@ -214,8 +213,7 @@ def _ppo_figure(run: Run, stem: Path) -> list[Path]:
         PpoCurve(
             steps=[u + 1 for u in updates],
             scores=curve(lambda r: r.score),
-            # Older records do not say, and had one penalty alone.
-            rewards=curve(lambda r: r.score - penalty * r.kl if r.reward is None else r.reward),
+            rewards=curve(lambda r: r.reward),
             kls=curve(lambda r: r.kl),
             seeds=[seed],
         ),

@@ -5,12 +5,12 @@ processes of their own.
 """
 
 import json
-import socket
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
+import processes
 import pytest
 import tiny_run
 
@@ -97,18 +97,8 @@ def found(tiny_cache):
     here = {name: shape for name, shape in MESHES.items() if name != "processes"}
     one = {"one": None} | here | {"reads first": None}
     found = read(start(one, 8, tiny_cache))
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    pair = [
-        start(
-            {"processes": MESHES["processes"]}, 2, tiny_cache,
-            JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
-            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-            JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=f"{rank}",
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    both = {"processes": MESHES["processes"]}
+    pair = [start(both, 2, tiny_cache, **joined) for joined in processes.two()]
     first, second = (read(process)["processes"] for process in pair)
     return found | {"processes": first, "the other process": second}
 

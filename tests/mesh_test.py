@@ -1,6 +1,5 @@
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -10,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 from jax.sharding import PartitionSpec as P
 from optimizer_test import CONFIG
@@ -264,29 +264,23 @@ def test_two_processes_train_as_one_and_one_reads_their_checkpoint(tmp_path):
         checkpoints.close()
         print(json.dumps(out))
     """
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    processes = [
+    pair = [
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
             cwd=Path(__file__).parent,
             env={
                 **os.environ,
                 "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-                "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(rank),
+                **joined,
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for joined in processes.two()
     ]
-    texts = [p.communicate(timeout=120) for p in processes]
-    assert all(p.returncode == 0 for p in processes), texts
+    texts = [p.communicate(timeout=120) for p in pair]
+    assert all(p.returncode == 0 for p in pair), texts
     first, second = (json.loads(out.splitlines()[-1]) for out, _ in texts)
     np.testing.assert_allclose(first, second, rtol=1e-6)
     expected, alone = train_on_one()

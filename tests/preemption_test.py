@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import chex
 import loop_test
+import processes
 import pytest
 import tiny_run
 
@@ -100,29 +100,23 @@ TWO = """
 
 
 def test_all_processes_stop_at_the_same_step(tmp_path):
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    processes = [
+    pair = [
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(TWO), str(tmp_path)],
             cwd=Path(__file__).parent,
             env={
                 **os.environ,
                 "JAX_PLATFORMS": "cpu",
-                "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(rank),
+                **joined,
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for joined in processes.two()
     ]
-    texts = [p.communicate(timeout=120) for p in processes]
-    assert all(p.returncode == 0 for p in processes), texts
+    texts = [p.communicate(timeout=120) for p in pair]
+    assert all(p.returncode == 0 for p in pair), texts
     for out, _ in texts:
         told = [line for line in out.splitlines() if line.startswith(("Stopped", "reached"))]
         assert told == ["Stopped by SIGTERM: step 6 of 20", "reached 20"]

@@ -6,12 +6,12 @@ are in processes of their own.
 """
 
 import json
-import socket
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
+import processes
 import pytest
 import tiny_run
 from fakes import tiny_model
@@ -112,8 +112,8 @@ def start(folder, meshes, devices, cache, **more):
     )  # fmt: skip
 
 
-def end(*processes):
-    for process in processes:
+def end(*started):
+    for process in started:
         _, err = process.communicate(timeout=900)
         assert process.returncode == 0, err[-3000:]
 
@@ -166,19 +166,6 @@ def test_the_params_move_much_further_than_the_tolerance(alone):
 
 
 def test_two_processes_train_as_one(alone, tmp_path, tiny_cache):
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    end(
-        *(
-            start(
-                tmp_path, {"apart": APART}, 4, tiny_cache,
-                JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
-                JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-                JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=f"{rank}",
-            )
-            for rank in range(2)
-        )
-    )  # fmt: skip
+    end(*(start(tmp_path, {"apart": APART}, 4, tiny_cache, **joined) for joined in processes.two()))
     for stage in STAGES:
         assert_close(read(tmp_path, "apart", stage), read(alone, "one", stage))

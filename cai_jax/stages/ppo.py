@@ -144,7 +144,7 @@ def train_ppo(
     done, kl_coefficient = 0, s.kl_coefficient
     if (restored := checkpoints.restore(states)) is not None:
         states, extra = restored
-        done, kl_coefficient = extra["update"], extra.get("kl_coefficient", kl_coefficient)
+        done, kl_coefficient = extra["update"], extra["kl_coefficient"]
     log.truncate(done)
     for update in range(done, s.updates):
         window = s.stop_when_held_out_falls

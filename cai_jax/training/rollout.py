@@ -40,7 +40,8 @@ class Sampled(Record):
       held_out_score: of the preference model of the other half of the comparisons, where there is
         one.
       sample: which of the responses to the prompt.
-      reward: what was optimised: the score, normalised, less all penalties; None in older records.
+      reward: what was optimised: the score, normalised, less all penalties; None of responses
+        that give the baseline.
       principle: id of the principle that the response was rated by; None without a rating.
     """
 
