@@ -205,6 +205,16 @@ def test_the_experiment_has_every_mode(size):
         cli.parse([f"--config={FILE}:tiny", "--workdir=run"])
 
 
+def test_on_a_laptop_each_question_is_asked_by_one_principle_and_takes_one_chain():
+    found, _, _ = cli.parse([f"--config={FILE}:laptop", "--workdir=run"])
+    settings, modes = settings_of(found)
+    assert settings.limit == 200
+    assert {mode.principles for mode in modes.values()} == {"drawn"}
+    assert {mode.chains for mode in modes.values()} == {1}
+    kinds = {"multiple_choice", "chain_of_thought", "rating", "contrastive"}
+    assert {mode.mode for mode in modes.values()} == kinds
+
+
 FEW = """
 from label_ablation import get_config as all_modes
 

@@ -1,10 +1,12 @@
-"""What a stage freed goes back to the operating system."""
+"""Huge pages are asked for once; what a stage freed goes back to the operating system."""
 
 import ctypes
 import subprocess
 import sys
 
 import pytest
+
+from cai_jax import memory
 
 MEBIBYTE = 2**20
 # Blocks below malloc's mmap threshold, all freed but the last, which holds the heap's top.
@@ -37,3 +39,17 @@ def test_freed_memory_is_given_back():
         [sys.executable, "-c", FREED], capture_output=True, text=True, check=True
     ).stdout
     assert int(said) > 100 * MEBIBYTE
+
+
+@pytest.mark.parametrize("offered", ["always [madvise] never", "always madvise [never]", None])
+def test_huge_pages_are_asked_for_where_linux_offers_them(monkeypatch, tmp_path, offered):
+    file = tmp_path / "enabled"
+    if offered:
+        file.write_text(offered)
+    monkeypatch.setattr(memory, "Path", lambda _: file)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    setting = memory.huge_pages()
+    assert bool(setting) == (offered == "always [madvise] never")
+    # A process that has the setting, or another of its user's, is left alone.
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    assert memory.huge_pages() == {}
