@@ -6,10 +6,25 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from pathlib import Path
+
+import jax
 import pytest
 from fakes import tiny_model
 
 from cai_jax.weights.load import load_model
+
+# Linux maps no more than 65,530 areas for a process, and a compiled program takes several.
+MOST_MAPPED = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_forgotten():
+    """Forgets what earlier modules compiled, before a whole run of the tests has no room to map."""
+    yield
+    mapped = Path("/proc/self/maps")
+    if mapped.exists() and mapped.read_text().count("\n") > MOST_MAPPED:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
