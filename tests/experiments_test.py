@@ -25,7 +25,7 @@ OTHERS = {
     "human_preferences.py": "human-preferences",
 }
 FIGURES = {
-    **{f"figures/fig{n}.py": "run" for n in (2, 3, 5, 8)},
+    **{f"figures/fig{n}.py": "run" for n in (2, 3, 5, 6, 7, 8)},
     **{f"figures/fig{n}.py": "evaluate" for n in (4, 9, 11, 12)},
     "figures/fig10.py": "harmfulness",
     "figures/over_optimisation.py": "run",
