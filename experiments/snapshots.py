@@ -3,7 +3,7 @@
 Command:  cai-jax evaluate --config=experiments/snapshots.py --workdir=compared/small
           --config.runs=runs/a,runs/b --config.judge=MODEL
 Hardware: as the judge needs; 2 CPU cores do for 135M parameters.
-Time:     not measured.
+Time:     a minute for one run of the quickstart's size under a 135M preference model.
 Expect:   two tables of Elo and win rates; with a small judge, intervals that overlap. A preference
           model as judge also scores each run's revisions: a table by their number, from which
           `cai-jax figures --figure=5` draws.
