@@ -2,7 +2,7 @@
 
 Command:  cai-jax run --config=experiments/quickstart.py --workdir=runs/quickstart
 Hardware: 2 CPU cores, no accelerator.
-Time:     11 to 27 minutes with the install, 5.1 to 6.0 GB (README, "What you see");
+Time:     8 to 27 minutes with the install, 5.1 to 6.0 GB (README, "What you see");
           `quickstart.py:smoke` does a tenth of the work, for CI.
 Expect:   every stage runs and leaves its records; SL-CAI and RL-CAI move away from the start. A
           135M feedback model is near chance at choosing, so this shows the machinery, not the

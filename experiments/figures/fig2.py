@@ -8,7 +8,7 @@ Command:  cai-jax run --config=experiments/figures/fig2.py:laptop --workdir=runs
           cai-jax figures --figure=2 --runs=compared/fig2 --workdir=figures
 Hardware: laptop: 2 CPU cores, 6 GB; host: 8 accelerators; pod: more of them. MODEL is the judge, by
           name or path; smollm2-135m-instruct on a laptop.
-Time:     not measured; the quickstart's 11 to 27 minutes for each run on a laptop.
+Time:     not measured; the quickstart's 8 to 27 minutes for each run on a laptop.
 Expect:   two lines through SL-CAI at (0, 0). At laptop scale all intervals overlap, and the judge
           is near chance; the paper's Pareto improvement needs its scale.
 """

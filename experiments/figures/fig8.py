@@ -8,7 +8,7 @@ Command:  cai-jax run --config=experiments/figures/fig8.py:laptop --workdir=runs
           cai-jax figures --figure=8 --runs=compared/fig8 --workdir=figures
 Hardware: laptop: 2 CPU cores, 6 GB; host: 8 accelerators; pod: more of them. MODEL is the judge, by
           name or path; smollm2-135m-instruct on a laptop.
-Time:     not measured; the quickstart's 11 to 27 minutes for each run on a laptop.
+Time:     not measured; the quickstart's 8 to 27 minutes for each run on a laptop.
 Expect:   a line for each run from SL-CAI to RL-CAI, one snapshot after RL where the paper has four.
 """
 
