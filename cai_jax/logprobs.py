@@ -78,7 +78,10 @@ def chunked_token_logprobs(
     def body(carry, xs):
         states, ids = (constrain(x, mesh, "replicas") for x in xs)
         head = kernel.astype(states.dtype)  # here, so that chunks' gradients add up in its own
-        logits = jnp.einsum("btd,dv->btv", states, head, preferred_element_type=jnp.float32)
+        if mesh is None:  # one matrix: XLA's gradient for CPU copies logits of two leading axes
+            states = states.reshape(-1, states.shape[-1])
+        logits = jnp.einsum("...d,dv->...v", states, head, preferred_element_type=jnp.float32)
+        logits = logits.reshape(*ids.shape, -1)
         logits = constrain(logits / temperature, mesh, "replicas", None, "unembedded")
         return carry, (_gather(logits, ids), _entropy(logits))
 

@@ -29,7 +29,7 @@ PROGRAM = """
     from cai_jax.logprobs import chunked_token_logprobs
     from cai_jax.mesh import MESH_AXES, fitted, make_mesh, place
     from cai_jax.models import ring
-    from cai_jax.models.attention import causal_mask, self_attention
+    from cai_jax.models.attention import self_attention
     from cai_jax.models.ring import ring_attention
 
     B, T, H, K, C, V = 4, 48, 4, 2, 6, 16
@@ -67,7 +67,7 @@ PROGRAM = """
 
     real = (ids > 0)[..., None, None]
     seen = lambda found: (found[0][0], found[0][1] * real, found[1])
-    whole = lambda q, k, v, ids: self_attention(q, k, v, causal_mask(ids))
+    whole = lambda q, k, v, ids: self_attention(q, k, v, ids, by_rows=False)
     alone = attended(whole)(q, k, v, ids)
     alone_scored = jax.jit(scored)(hidden, kernel, targets)
     model = tiny_model(vocab_size=264)

@@ -26,19 +26,41 @@ class Part:
     mask: jax.Array
 
 
-def self_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def self_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, by_rows: bool
+) -> jax.Array:
     """Softmax attention within a sequence, logits in float32.
+
+    A token sees itself and earlier tokens of its own segment; segment 0 is padding, which none see.
 
     Args:
       q: [B, T, H, C].
       k: [B, T, K, C]; each key head serves H / K query heads.
       v: [B, T, K, C].
-      mask: bool[B, T, T], query by key.
+      segment_ids: int32[B, T].
+      by_rows: a row after the other, and the backward pass computes a row's weights again, so that
+        all of it stays in a CPU's cache: three times faster there, and [B, H, T, T] is never whole.
 
     Returns:
       [B, T, H, C].
     """
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    if by_rows:
+        row = jax.checkpoint(_attend_row, prevent_cse=False)  # inside a scan CSE cannot undo it
+        return jax.lax.map(lambda xs: row(*xs), (q, k, v, segment_ids))
+    return jax.nn.dot_product_attention(q, k, v, mask=causal_mask(segment_ids)[:, None])
+
+
+def _attend_row(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """One row, [T, H, C] and [T, K, C]: kv heads come first, then each is two plain products."""
+    t, h, c = q.shape
+    kv_heads, mask = k.shape[1], causal_mask(segment_ids[None])[0]
+    q = (q * c**-0.5).reshape(t, kv_heads, -1, c).transpose(1, 2, 0, 3).reshape(kv_heads, -1, c)
+    k, v = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
+    scores = jnp.einsum("kmc,kxc->kmx", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores.reshape(kv_heads, -1, t, t), MASKED)
+    weights = jax.nn.softmax(scores).reshape(kv_heads, -1, t).astype(v.dtype)
+    out = jnp.einsum("kmx,kxc->kmc", weights, v).reshape(kv_heads, -1, t, c)
+    return out.transpose(2, 0, 1, 3).reshape(t, h, c)
 
 
 def causal_mask(segment_ids: jax.Array) -> jax.Array:
