@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from cai_jax import held_out_comparisons
 from cai_jax.datasets import prompts as shipped
 from cai_jax.decoding import Engine
 from cai_jax.decoding.rate import Judge
@@ -18,7 +19,7 @@ from cai_jax.models.transformer import Params
 from cai_jax.progress import Stage
 from cai_jax.prompts import Format
 from cai_jax.records import Comparison, Response, Revision
-from cai_jax.run import HELD_OUT, Run
+from cai_jax.run import HELD_OUT, Run, pm_stages
 from cai_jax.shards import Shards
 from cai_jax.stages import ai_feedback, critique_revision, dpo, ppo, preference_model, supervised
 from cai_jax.training import preemption
@@ -107,10 +108,12 @@ def compare(run: Run) -> None:
 def train_pm(run: Run) -> None:
     """The preference model, from AI harmlessness and human helpfulness comparisons.
 
-    With `halves` it learns from half of the prompts, and a second one from the others.
+    With `halves` it learns from half of the prompts, and a second one from the others; with
+    `members` more of them learn from what it learns from, each in an order of its own.
     """
     run.workdir.require("compare", "compare")
-    _train_pm(run, "preference_model", "preference model", "train")
+    for stage in pm_stages(run.settings):
+        _train_pm(run, stage, stage.replace("_", " "), "train")
     if run.settings.preference_model.halves:
         _train_pm(run, HELD_OUT, "held-out preference model", "test")
 
@@ -123,6 +126,7 @@ def _train_pm(run: Run, stage: str, name: str, which: Literal["train", "test"]) 
     comparisons += [_human(run, c) for c in run.data.helpful_comparisons]
     if s.halves:
         comparisons = preference_model.half(comparisons, which)
+    comparisons, held_out = preference_model.apart(comparisons, s.held_out)
     model = run.feedback
     data = preference_model.examples(s, model.tokenizer, model.format, comparisons)
     with run.progress.stage(f"training the {name}", 0, "steps") as bar:
@@ -131,12 +135,16 @@ def _train_pm(run: Run, stage: str, name: str, which: Literal["train", "test"]) 
             stepper(bar, "pm/accuracy", "agrees"), run.mesh, name,
         )  # fmt: skip
     run.save(stage, params)
+    if held_out:
+        report = held_out_comparisons.tested(run, params, held_out)
+        run.workdir.write_json(f"{stage}/{held_out_comparisons.FILE}", report)
     human = sum(c.source == "human" for c in comparisons)
     left_out = len(comparisons) - len(data)
     run.workdir.finish(
         stage,
-        {"ai": len(comparisons) - human, "human": human, "too_long_and_left_out": left_out},
-    )
+        {"ai": len(comparisons) - human, "human": human, "too_long_and_left_out": left_out,
+         "held_out": len(held_out)},
+    )  # fmt: skip
 
 
 def train_rl(run: Run) -> None:
@@ -146,8 +154,9 @@ def train_rl(run: Run) -> None:
     run.workdir.require("finetune", "finetune")
     folder, s = run.workdir.path / "ppo", run.settings.ppo
     rated = run.settings.rated
-    if not rated:
-        run.workdir.require("preference_model", "train-pm")
+    members = [] if rated else pm_stages(run.settings)
+    for stage in members:
+        run.workdir.require(stage, "train-pm")
     if not run.workdir.begin("ppo", run.inputs("ppo")):
         return _skipped(run, "PPO")
     engine = run.engine()
@@ -162,12 +171,12 @@ def train_rl(run: Run) -> None:
     judge = _judge(run) if rated else None
     run.take(run.initial)  # PPO holds models of its own
     engine.params = None
-    pm = None if rated else run.params_of("preference_model")
-    held_out = _held_out(run, engine, form, pm)
+    pms = [run.params_of(stage) for stage in members]
+    held_out = _held_out(run, engine, form, pms)
     with run.progress.stage("PPO", s.updates, "updates") as bar, preemption.noted() as asked:
         params = ppo.train_ppo(
             s, engine, form, run.params_of("finetune"), run.params_of("finetune"),
-            pm, rows, folder, run.settings.seed, run.provenance,
+            pms, rows, folder, run.settings.seed, run.provenance,
             stepper(bar, "objective/score", "score"), run.mesh, held_out, judge, asked,
         )  # fmt: skip
     run.save("ppo", params)
@@ -188,7 +197,7 @@ def _judge(run: Run) -> Judge:
     return Judge(engine, params, run.rating_format(), run.constitution, run.settings.seed)
 
 
-def _held_out(run: Run, engine: Engine, form: Format, pm: Params | None) -> HeldOut | None:
+def _held_out(run: Run, engine: Engine, form: Format, pms: list[Params]) -> HeldOut | None:
     """The preference model of the other half, and the zeros of both; None without halves."""
     if not run.settings.preference_model.halves:
         return None
@@ -198,8 +207,8 @@ def _held_out(run: Run, engine: Engine, form: Format, pm: Params | None) -> Held
     if not shards.done():
         rows = data.held_out_red_team + data.held_out_helpful
         responses = goodhart.baseline(
-            engine, form, run.params_of("finetune"), (pm, params),
-            ppo.fitting(s, engine.tokenizer, form, rows),
+            engine, form, run.params_of("finetune"), pms, params,
+            ppo.fitting(s, engine.tokenizer, form, rows), deviations=s.deviations,
             response_tokens=s.response_tokens, temperature=s.temperature,
             length=scored_length(s.prompt_tokens, s.response_tokens), batch_size=s.batch_size,
             seed=run.settings.seed, provenance=run.provenance, mesh=run.mesh,

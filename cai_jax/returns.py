@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,47 @@ def last_index(mask: jax.Array) -> jax.Array:
     chex.assert_rank(mask, 2)
     length = mask.shape[1]
     return length - 1 - jnp.argmax(mask[:, ::-1], axis=1).astype(jnp.int32)
+
+
+def agreed_score(scores: jax.Array, deviations: float) -> jax.Array:
+    """What an ensemble says of responses: its members' mean, less where they disagree.
+
+    mean - deviations * standard deviation, over the members. Where a policy has left what the
+    members learnt from they differ, so it is not drawn to what only some of them like
+    (2310.02743; they subtract the variance).
+
+    Args:
+      scores: float32[M, B], of M members.
+      deviations: at least 0.
+
+    Returns:
+      float32[B].
+    """
+    chex.assert_rank(scores, 2)
+    chex.assert_type(scores, jnp.float32)
+    return scores.mean(0) - deviations * scores.std(0)
+
+
+def baseline(scores: Sequence[float], scale: bool) -> tuple[float, float]:
+    """What is subtracted from every score and what the difference is divided by.
+
+    Args:
+      scores: of the policy's start; none where nothing is subtracted.
+      scale: whether to divide by their standard deviation; else by 1.
+
+    Raises:
+      ValueError: all are the same, which cannot be divided by.
+    """
+    if not scores:
+        return 0.0, 1.0
+    if not scale:
+        return fmean(scores), 1.0
+    if not (deviation := pstdev(scores)):
+        raise ValueError(
+            f"all {len(scores)} responses that give ppo its baseline have the score {scores[0]}; "
+            "set ppo.scale_score=False, or raise ppo.baseline_responses."
+        )
+    return fmean(scores), deviation
 
 
 def normalised_score(

@@ -34,6 +34,12 @@ from cai_jax.workdir import Workdir, commit, digest
 HELD_OUT = "held_out_preference_model"  # a stage's folder, of a run with preference_model.halves
 
 
+def pm_stages(settings: RunSettings) -> list[str]:
+    """The stages that train the members of the preference model, the first of them first."""
+    more = range(2, settings.preference_model.members + 1)
+    return ["preference_model", *(f"preference_model_{n}" for n in more)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """All texts of a run, read and checked before anything is computed."""
@@ -72,7 +78,8 @@ class Run:
         # Kept apart from the models, which training lets go.
         trunk = jax.eval_shape(partial(transformer.init, self.initial.config), jax.random.key(0))
         scorer = jax.eval_shape(heads.with_scalar_head, trunk)
-        self._trees = {"finetune": trunk, "preference_model": scorer, HELD_OUT: scorer}
+        self._trees = {"finetune": trunk, HELD_OUT: scorer}
+        self._trees |= dict.fromkeys(pm_stages(settings), scorer)
         self._trees |= dict.fromkeys(ALGORITHMS, trunk)
         self._check_prompts()
         if settings.preference_model.halves:
@@ -80,7 +87,8 @@ class Run:
                 half([*self.data.red_team, *self.data.helpful_comparisons], which)
         params = sum(x.nbytes for x in jax.tree.leaves(self.initial.params))
         # Three params trees stay; PPO keeps two states and writes the next beside the last two.
-        workdir.prepare(settings, (16 + settings.preference_model.halves) * params)
+        more = settings.preference_model.members - 1 + settings.preference_model.halves
+        workdir.prepare(settings, (16 + more) * params)
         self.provenance = Provenance(
             model=f"{self.initial.name}@{self.initial.fingerprint}",
             constitution=f"{self.constitution.name}@{self.constitution.hash}",
@@ -206,11 +214,20 @@ class Run:
                 "finetune": digest(self.inputs("finetune")),
             },
             "preference_model": lambda: {
-                "preference_model": dataclasses.asdict(s.preference_model),
+                # One more member changes nothing in the others.
+                "preference_model": {
+                    k: v
+                    for k, v in dataclasses.asdict(s.preference_model).items()
+                    if k != "members"
+                },
                 "helpful_comparisons": digest(texts["helpful_comparisons"]),
                 "compare": digest(self.inputs("compare")),
             },
             HELD_OUT: lambda: {**self.inputs("preference_model"), "half": "test"},
+            **{
+                stage: lambda stage=stage: {**self.inputs("preference_model"), "member": stage}
+                for stage in pm_stages(s)[1:]
+            },
             "ppo": lambda: {
                 "ppo": dataclasses.asdict(s.ppo),
                 **self._rewarded_by(),
@@ -235,7 +252,11 @@ class Run:
     def _rewarded_by(self) -> dict[str, Any]:
         """What PPO's scores come from, and what it starts from."""
         if not self.settings.rated:
-            return {"preference_model": digest(self.inputs("preference_model"))}
+            members = self.settings.preference_model.members
+            return {
+                "preference_model": digest(self.inputs("preference_model")),
+                **({"members": members} if members > 1 else {}),
+            }
         return {
             "finetune": digest(self.inputs("finetune")),
             "feedback_model": self.feedback.fingerprint,

@@ -176,7 +176,7 @@ _RANGES = (
         finetune.epochs finetune.batch_size finetune.length finetune.save_every
         compare.response_tokens compare.chain_tokens compare.shard_size
         preference_model.epochs preference_model.batch_size preference_model.length
-        preference_model.save_every
+        preference_model.save_every preference_model.members
         ppo.updates ppo.batch_size ppo.samples ppo.prompt_tokens ppo.response_tokens ppo.epochs
         ppo.minibatches ppo.kl_horizon ppo.save_every
         dpo.epochs dpo.batch_size dpo.length dpo.save_every
@@ -192,15 +192,15 @@ _RANGES = (
         prompts.held_out_helpful_limit prompts.helpful_comparisons_limit prompts.label_pairs_limit
         revise.principles revise.few_shots revise.temperature compare.few_shots compare.temperature
         compare.chain_temperature preference_model.ai_weight preference_model.human_weight
-        ppo.truncation_penalty ppo.baseline_responses ppo.stop_update_at_kl ppo.kl_coefficient
-        ppo.kl_target ppo.clip ppo.value_clip ppo.stop_when_held_out_falls dpo.ai_weight
-        dpo.human_weight evaluate.temperature
-        generate.red_team generate.helpful generate.temperature""",
+        ppo.deviations ppo.truncation_penalty ppo.baseline_responses ppo.stop_update_at_kl
+        ppo.kl_coefficient ppo.kl_target ppo.clip ppo.value_clip ppo.stop_when_held_out_falls
+        dpo.ai_weight dpo.human_weight evaluate.temperature generate.red_team
+        generate.helpful generate.temperature""",
         (0, math.inf),
     ),
     (
         """ppo.gamma ppo.lam revise.top_p compare.top_p evaluate.top_p generate.top_p
-        filters.letters filters.similarity""",
+        preference_model.held_out filters.letters filters.similarity""",
         (0, 1),
     ),
 )
@@ -257,6 +257,11 @@ def run_settings(config: Mapping[str, Any]) -> RunSettings:
         raise ConfigError(
             "config.ppo.reward is 'rating', and config.preference_model.halves=True watches how a "
             "preference model is optimised; set one of them back."
+        )
+    if settings.ppo.deviations and settings.preference_model.members == 1:
+        raise ConfigError(
+            f"config.ppo.deviations is {settings.ppo.deviations}, and one preference model has "
+            "nothing to disagree with; raise config.preference_model.members."
         )
     check_machine(settings)
     return settings

@@ -89,8 +89,8 @@ def test_both_models_score_the_same_responses_of_the_start(model):
     pms = scorer(model, 1), scorer(model, 2)
     engine = Engine(model, 4, 64)
     found = goodhart.baseline(
-        engine, model.format, model.params, pms, ROWS, response_tokens=6, temperature=1.0,
-        length=64, batch_size=2, seed=0, provenance=SOURCE,
+        engine, model.format, model.params, pms[:1], pms[1], ROWS, deviations=0.0,
+        response_tokens=6, temperature=1.0, length=64, batch_size=2, seed=0, provenance=SOURCE,
     )  # fmt: skip
     assert [r.id for r in found] == ["row0", "row1", "row2"] and engine.params is None
     assert all(r.response for r in found)

@@ -63,7 +63,7 @@ PROGRAM = """
         )
         params = ppo.train_ppo(
             settings, Engine(model, 8, 128), model.format, copy(model.params), copy(model.params),
-            scorer(model), ROWS, folder / "ppo", 0, SOURCE, silent,
+            [scorer(model)], ROWS, folder / "ppo", 0, SOURCE, silent,
         )
         save_params(folder / "ppo" / "params", params, {})
 

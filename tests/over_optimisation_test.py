@@ -21,7 +21,10 @@ from cai_jax.stages import preference_model
 from cai_jax.stages.ppo import Sampled
 from cai_jax.training.checkpoint import load_params
 
-HALVES = "--config.preference_model.halves=True"
+HALVES = (
+    "--config.preference_model.halves=True",
+    "--config.preference_model.held_out=0.0",  # of so few comparisons each half needs its own
+)
 # For each verb: when these appear, one process after another is killed.
 MOMENTS = {
     "train-pm": (
@@ -46,7 +49,7 @@ def studied(finished, tiny_cache, tmp_path_factory):
     """The workdir of the finished run with both preference models and PPO made anew."""
     workdir = before(finished, tmp_path_factory.mktemp("studied") / "run")
     for verb in MOMENTS:
-        ended = tiny_run.run_apart(finished[0].command(verb, workdir, HALVES), tiny_cache)
+        ended = tiny_run.run_apart(finished[0].command(verb, workdir, *HALVES), tiny_cache)
         assert ended.returncode == 0, ended.stderr
     return workdir
 
@@ -92,7 +95,7 @@ def test_ppo_optimises_one_and_is_watched_with_both(studied):
 def test_killed_in_each_half_it_ends_the_same(finished, studied, tiny_cache, tmp_path):
     workdir = before(finished, tmp_path / "run")
     for verb, moments in MOMENTS.items():
-        command = finished[0].command(verb, workdir, HALVES)
+        command = finished[0].command(verb, workdir, *HALVES)
         codes = resume_test.run(command, workdir, tiny_cache, [*moments, None])
         assert codes == [-9] * len(moments) + [0], (tmp_path / "run.log").read_text()[-2000:]
     resume_test.assert_same(tiny_run.left_by(workdir), tiny_run.left_by(studied))
@@ -121,15 +124,15 @@ def test_held_out_prompts_matter_to_a_watched_run_alone(
 
     fewer = "--config.prompts.held_out_red_team_limit=1"
     assert made_from() == made_from(fewer)
-    assert made_from(HALVES) != made_from(HALVES, fewer)
-    assert made_from() != made_from(HALVES)
+    assert made_from(*HALVES) != made_from(*HALVES, fewer)
+    assert made_from() != made_from(*HALVES)
 
 
 def test_prompts_of_one_half_are_refused_before_anything_is_computed(
     finished, tiny_cache, tmp_path, capsys
 ):
     flags = ("--config.prompts.red_team_limit=1", "--config.prompts.helpful_comparisons_limit=1")
-    command = finished[0].command("run", tmp_path / "run", HALVES, *flags)
+    command = finished[0].command("run", tmp_path / "run", *HALVES, *flags)
     assert tiny_run.run(command, tiny_cache) == 2
     assert "all 2 comparisons have prompts of the same half" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

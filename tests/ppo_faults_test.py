@@ -38,7 +38,7 @@ def train(folder, model, told=lambda *_: None, asked=lambda: False):
         patch.setattr(state, "make_step", kept)
         params = ppo.train_ppo(
             SETTINGS, Engine(model, 8, 128), model.format, copy(model.params), copy(model.params),
-            scorer(model), ROWS, folder, 0, SOURCE, told, asked=asked,
+            [scorer(model)], ROWS, folder, 0, SOURCE, told, asked=asked,
         )  # fmt: skip
     return params, records(folder)
 

@@ -83,7 +83,7 @@ def train(folder, model, settings, killed_after=None, pm=None, judge=None, sampl
         patch.setattr(state, "make_step", kept)
         params = ppo.train_ppo(
             settings, Engine(model, 8, 128), model.format, copy(model.params), copy(model.params),
-            pm, ROWS, folder, 0, SOURCE, told, judge=judge,
+            [] if judge else [pm], ROWS, folder, 0, SOURCE, told, judge=judge,
         )  # fmt: skip
     return params, rows(folder / "metrics.jsonl")
 
@@ -211,7 +211,7 @@ def test_an_update_stops_once_the_policy_has_moved(rated):
 @pytest.mark.parametrize(
     ("limit", "taken"), [(0.0, 5), (0.05, 5), (0.025, 4), (0.015, 3), (0.001, 2)]
 )
-def test_the_minibatch_that_passes_the_limit_is_the_last(limit, taken):
+def test_the_minibatch_that_passes_the_limit_is_the_last(limit, taken, tmp_path):
     """The n-th finds the policy 0.01 (n - 1) away."""
 
     def policy(n, minibatch):
@@ -222,7 +222,7 @@ def test_the_minibatch_that_passes_the_limit_is_the_last(limit, taken):
 
     states = {"policy": 0, "value": 0}
     steps = {"policy": policy, "value": value}
-    found = ppo._train_on(states, steps, [None] * 5, 0, limit, None)
+    found = ppo._train_on(states, steps, [None] * 5, 0, limit, None, tmp_path)
     assert found["policy/minibatches"] == states["policy"] == states["value"] == taken
     assert (found["policy/loss"], found["value/loss"]) == (1.0, 2.0)
 
@@ -277,9 +277,9 @@ def test_a_response_cut_off_can_be_scored_where_it_was_cut(model):
 
     def scores(at):
         return preference_scores(
-            model.config, pm, model.tokenizer, model.format, prompts, replies, truncated_at=at,
+            model.config, [pm], model.tokenizer, model.format, prompts, replies, truncated_at=at,
             batch_size=2, length=64,
-        )  # fmt: skip
+        )[0]  # fmt: skip
 
     def score_of(prompt, text, whole):
         tokens, _ = example(model.tokenizer, model.format, prompt, text, whole)
@@ -304,17 +304,3 @@ def test_a_value_function_starts_as_the_normalised_preference_model(model):
     found = heads.scalar(heads.rescaled(pm, 0.5, 2.0), hidden)
     np.testing.assert_allclose(found, (plain - 0.5) / 2, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(heads.scalar(heads.rescaled(pm, 0.0, 1.0), hidden), plain)
-
-
-def start(score):
-    return Sampled(-1, "a", "helpful", ROWS[0].conversation, "b", "end", score, 0.0, SOURCE)
-
-
-def test_the_zero_and_the_scale_are_the_starts():
-    found = [start(score) for score in (1.0, 2.0, 6.0)]
-    assert ppo.baseline(OTHERWISE, found) == pytest.approx((3.0, np.std([1, 2, 6])))
-    kept = dataclasses.replace(OTHERWISE, scale_score=False)
-    assert ppo.baseline(kept, found) == (3.0, 1.0)
-    assert ppo.baseline(SETTINGS, []) == (0.0, 1.0)
-    with pytest.raises(ValueError, match=r"all 2 responses .* have the score 1\.0; set ppo\.scale"):
-        ppo.baseline(OTHERWISE, [start(1.0), start(1.0)])

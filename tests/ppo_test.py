@@ -34,9 +34,10 @@ OPTIMIZER = OptimizerConfig(
 )  # fmt: skip
 SETTINGS = Settings(
     updates=10, batch_size=96, samples=1, prompt_tokens=40, response_tokens=6, temperature=0.9,
-    reward="preference_model", truncated_score_at="end_token", truncation_penalty=0.0,
-    baseline_responses=0, scale_score=False, epochs=2, minibatches=4, stop_update_at_kl=0.0,
-    kl_coefficient=0.02, kl_target=0.0, kl_horizon=1000, kl_estimator="k1", kl_placement="tokens",
+    reward="preference_model", deviations=0.0, truncated_score_at="end_token",
+    truncation_penalty=0.0, baseline_responses=0, scale_score=False, epochs=2, minibatches=4,
+    stop_update_at_kl=0.0, kl_coefficient=0.02, kl_target=0.0, kl_horizon=1000,
+    kl_estimator="k1", kl_placement="tokens",
     advantage="gae", whiten=True, gamma=1.0, lam=0.95, clip=0.2, value_init="preference_model",
     value_clip=0.2, stock_phrase="", stop_when_held_out_falls=0, save_every=100, remat="none",
     optimizer=OPTIMIZER, value_optimizer=OPTIMIZER,
@@ -65,7 +66,7 @@ def train(folder, model, settings=SETTINGS, seed=0, rows=ROWS):
     copy = lambda tree: jax.tree.map(jnp.array, tree)  # noqa: E731
     params = ppo.train_ppo(
         settings, Engine(model, 32, 128), model.format, copy(model.params), copy(model.params),
-        scorer(model), rows, folder, seed, SOURCE, lambda done, total, metrics: None,
+        [scorer(model)], rows, folder, seed, SOURCE, lambda done, total, metrics: None,
     )  # fmt: skip
     return params, [json.loads(line) for line in (folder / "metrics.jsonl").open()]
 
@@ -158,11 +159,11 @@ def rolled(model, sampled, policy=None, reference=None, pm=None):
     pm = scorer(model) if pm is None else pm
     models = Models(policy or model.params, reference or model.params, pm)
     score = preference_scores(
-        model.config, pm, model.tokenizer, model.format, prompts, replies,
+        model.config, [pm], model.tokenizer, model.format, prompts, replies,
         truncated_at="end_token", batch_size=5, length=54,
     )  # fmt: skip
     return make_rollout(
-        model.config, models, model.tokenizer, model.format, prompts, replies, score,
+        model.config, models, model.tokenizer, model.format, prompts, replies, score[0],
         prompt_tokens_limit=40, response_tokens_limit=6, temperature=0.9,
     )  # fmt: skip
 
@@ -282,6 +283,10 @@ def test_a_policy_that_is_not_the_one_that_sampled_is_refused(tmp_path, model, m
     with pytest.raises(TrainingError, match="other probabilities than when it drew them") as caught:
         train(tmp_path, model, dataclasses.replace(SETTINGS, updates=1))
     assert "\n" not in str(caught.value)
+    assert f"its batch is in {tmp_path / 'bad_batch.npz'}." in str(caught.value)
+    with np.load(tmp_path / "bad_batch.npz") as bad:
+        rows = SETTINGS.batch_size // SETTINGS.minibatches
+        assert bad["rollout.logprobs"].shape == (rows, SETTINGS.response_tokens)
     assert not list(tmp_path.glob("rollouts/*.jsonl"))
 
 
@@ -335,7 +340,7 @@ def train_watched(folder, model, killed_after=None):
         patch.setattr(state, "make_step", kept)
         params = ppo.train_ppo(
             settings, Engine(model, 8, 128), model.format, copy(model.params), copy(model.params),
-            scorer(model), ROWS, folder, 0, SOURCE, told, None,
+            [scorer(model)], ROWS, folder, 0, SOURCE, told, None,
             HeldOut(scorer(model), (0.25, 0.5)),
         )  # fmt: skip
     return params, [json.loads(line) for line in (folder / "metrics.jsonl").open()]

@@ -21,8 +21,8 @@ OPTIMIZER = OptimizerConfig(
     b1=0.9, b2=0.95, eps=1e-8, clip_norm=1.0, moment_dtype="float32",
 )  # fmt: skip
 SETTINGS = Settings(
-    epochs=1, batch_size=4, length=64, ai_weight=1.0, human_weight=2.0, halves=False,
-    save_every=1000, remat="none", optimizer=OPTIMIZER,
+    epochs=1, batch_size=4, length=64, ai_weight=1.0, human_weight=2.0, held_out=0.0,
+    members=1, halves=False, save_every=1000, remat="none", optimizer=OPTIMIZER,
 )  # fmt: skip
 SOURCE = Provenance("model@0", "test@0", 0, "")
 PROMPT = Conversation().human("Hi")
@@ -121,6 +121,25 @@ def test_no_prompt_is_in_both_halves():
     ]
     with pytest.raises(ValueError, match="all 3 comparisons have prompts of the same half"):
         preference_model.half(first[:3], "test")
+
+
+def test_comparisons_of_held_out_prompts_are_not_trained_on():
+    rows = [
+        dataclasses.replace(
+            pair(n, "a", "b", 1.0), prompt=Conversation().human(f"Prompt {n % 200}")
+        )
+        for n in range(400)
+    ]
+    train, held_out = preference_model.apart(rows, 0.2)
+    assert [c for c in rows if c in train or c in held_out] == rows
+    assert not {c.prompt for c in train} & {c.prompt for c in held_out}
+    assert 40 < len(held_out) < 120
+    # Whether a prompt is held out has nothing to do with the half it is in.
+    for which in ("train", "test"):
+        assert 20 < len(preference_model.half(held_out, which)) < len(held_out) - 20
+    assert preference_model.apart(rows, 0.0) == (rows, [])
+    with pytest.raises(ValueError, match=r"held_out \(1\.0\) leaves none of 400 comparisons"):
+        preference_model.apart(rows, 1.0)
 
 
 def test_each_half_has_an_order_of_its_own(model):

@@ -177,3 +177,19 @@ def test_whiten_of_one_element_or_equal_elements_is_zero():
 def test_whitened_advantages_are_differentiable_without_nan():
     x, mask = jnp.zeros((1, 3)), jnp.array([[True, True, False]])
     assert jnp.isfinite(jax.grad(lambda x: returns.whiten(x, mask).sum())(x)).all()
+
+
+def test_the_zero_and_the_scale_are_the_starts():
+    found = [1.0, 2.0, 6.0]
+    assert returns.baseline(found, True) == pytest.approx((3.0, np.std([1, 2, 6])))
+    assert returns.baseline(found, False) == (3.0, 1.0)
+    assert returns.baseline([], False) == (0.0, 1.0)
+    with pytest.raises(ValueError, match=r"all 2 responses .* have the score 1\.0; set ppo\.scale"):
+        returns.baseline([1.0, 1.0], True)
+
+
+def test_an_ensemble_gives_less_where_its_members_disagree():
+    scores = jnp.array([[1.0, 4.0, -2.0], [1.0, 0.0, -4.0]])
+    np.testing.assert_allclose(returns.agreed_score(scores, 0.0), [1.0, 2.0, -3.0])
+    np.testing.assert_allclose(returns.agreed_score(scores, 0.5), [1.0, 1.0, -3.5])
+    np.testing.assert_allclose(returns.agreed_score(scores[:1], 2.0), scores[0])

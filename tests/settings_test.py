@@ -130,6 +130,13 @@ def test_every_missing_key_is_named(common):
         ("preference_model.ai_weight", -1.0, r"config\.preference_model\.ai_weight is -1\.0"),
         ("preference_model.halves", 1, r"config\.preference_model\.halves is 1; .* type bool"),
         ("ppo.stop_when_held_out_falls", -1, r"config\.ppo\.stop_when_held_out_falls is -1"),
+        ("preference_model.members", 0, r"config\.preference_model\.members is 0; .* at least 1"),
+        (
+            "preference_model.held_out",
+            1.5,
+            r"preference_model\.held_out is 1\.5; .* in \[0, 1\]",
+        ),
+        ("ppo.deviations", 1.0, r"ppo\.deviations is 1\.0, and one .* raise .*\.members"),
         ("ppo.stop_when_held_out_falls", 3, r"is 3, and no held-out .*halves=True too"),
         ("ppo.advantage", "grpo", r"config\.ppo: ppo\.advantage is 'grpo'; .* gae, leave_one_out"),
         ("ppo.advantage", "leave_one_out", r"ppo\.samples is 1, .*raise ppo\.samples"),

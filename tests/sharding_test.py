@@ -79,7 +79,7 @@ PROGRAM = """
         held = dataclasses.replace(model, params=fresh(mesh, model.params))
         ppo.train_ppo(
             settings, Engine(held, 4, 128), form, fresh(mesh, model.params),
-            fresh(mesh, model.params), fresh(mesh, scorer(model)), ROWS, where / "ppo", 0, SOURCE,
+            fresh(mesh, model.params), [fresh(mesh, scorer(model))], ROWS, where / "ppo", 0, SOURCE,
             silent, mesh,
         )
 """

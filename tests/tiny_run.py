@@ -67,6 +67,7 @@ def get_config():
     config.preference_model.length = 512
     config.preference_model.epochs = 2
     config.preference_model.save_every = 2
+    config.preference_model.held_out = 0.3
     config.ppo.updates = 3
     config.ppo.batch_size = 4
     config.ppo.minibatches = 2

@@ -103,7 +103,7 @@ class PPO(Stepping):
                 pause()
 
             ppo.train_ppo(
-                settings, engine, model.format, policy, model.params, pm, list(work.prompts),
+                settings, engine, model.format, policy, model.params, [pm], list(work.prompts),
                 Path(self._folder.name), 0, Provenance(model.name, "", 0, ""), updated,
             )  # fmt: skip
 

@@ -32,13 +32,13 @@ def first_turn(row: Any) -> str:
     raise ValueError("a conversation without a human turn has no place in a split")
 
 
-def split_of(row: Any, test_share: float = 0.05) -> Literal["train", "test"]:
+def split_of(row: Any, test_share: float = 0.05, split: str = "") -> Literal["train", "test"]:
     """The half that a row belongs to: a pure function of its first human turn.
 
     A row in the test half for one share is also there for every larger share. 0.05 is the held-out
-    share of arXiv 2204.05862.
+    share of arXiv 2204.05862. Splits of different names have nothing to do with each other.
     """
-    digest = hashlib.sha256(first_turn(row).encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256((split + first_turn(row)).encode("utf-8", "surrogatepass")).digest()
     return "test" if int.from_bytes(digest[:8]) < test_share * 2**64 else "train"
 
 

@@ -27,6 +27,7 @@ from cai_jax.models.scoring import score_texts
 from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
 from cai_jax.records import Kind, Provenance, Record
+from cai_jax.returns import agreed_score
 
 FOLDER = "ppo/held_out_responses"  # in a run's workdir, one shard of Baseline
 HELD_OUT_SCORE = "monitor/held_out_score"
@@ -74,9 +75,11 @@ def baseline(
     engine: Engine,
     form: Format,
     policy_params: Params,
-    pms: tuple[Params, Params],
+    pms: Sequence[Params],
+    held_out: Params,
     rows: Sequence[PromptRow],
     *,
+    deviations: float,
     response_tokens: int,
     temperature: float,
     length: int,
@@ -88,8 +91,10 @@ def baseline(
     """Responses of the policy before RL, sampled as RL samples, scored by both preference models.
 
     Args:
-      pms: the optimised preference model, and the held-out one.
+      pms: the members of the optimised preference model.
+      held_out: the held-out one.
       rows: held-out prompts.
+      deviations: see `returns.agreed_score`.
       length: tokens of a text that is scored; longer ones keep their end.
       batch_size: texts scored at a time.
     """
@@ -107,13 +112,14 @@ def baseline(
     engine.params = None
     firsts = [reply for (reply,) in replies]
     texts = [(row.conversation, reply.text) for row, reply in zip(rows, firsts, strict=True)]
-    scores = [
+    each = np.stack([
         score_texts(
             engine.config, pm, engine.tokenizer, form, texts, batch_size=batch_size, length=length,
             mesh=mesh,
-        ).tolist()
-        for pm in pms
-    ]  # fmt: skip
+        )
+        for pm in (*pms, held_out)
+    ])  # fmt: skip
+    scores = agreed_score(each[:-1], deviations).tolist(), each[-1].tolist()
     return [
         Baseline(
             row.id, row.kind, row.conversation, reply.text, reply.stop_reason, *both, provenance

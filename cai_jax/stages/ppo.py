@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import NoReturn
 
 import jax
@@ -32,12 +31,12 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
 from cai_jax.records import Provenance
-from cai_jax.returns import adapted_kl_coefficient, normalised_score
+from cai_jax.returns import adapted_kl_coefficient, agreed_score, baseline, normalised_score
 from cai_jax.shards import Shards
 from cai_jax.training import optimizer, rollout, state
 from cai_jax.training.advantages import KL_METRICS, Minibatch, advantages_of
 from cai_jax.training.checkpoint import Checkpoints
-from cai_jax.training.loop import TrainingError, not_finite
+from cai_jax.training.loop import TrainingError, not_finite, save_batch
 from cai_jax.training.metrics import MetricsLog
 from cai_jax.training.ppo_losses import make_policy_loss, make_value_loss
 from cai_jax.training.ppo_settings import Settings
@@ -72,7 +71,7 @@ def train_ppo(
     form: Format,
     policy_params: Params,
     ref_params: Params,
-    pm_params: Params | None,
+    pms: Sequence[Params],
     rows: list[PromptRow],
     directory: Path,
     seed: int,
@@ -88,8 +87,9 @@ def train_ppo(
     Args:
       engine: decodes with the policy; its params are set at every update.
       policy_params: the start; its buffers are taken over.
-      ref_params, pm_params: frozen; of any float dtype. `pm_params` may be None where ratings are
-        the score.
+      ref_params: frozen; of any float dtype.
+      pms: frozen too: the preference model's members, the first of which the value function can
+        start as; empty where ratings are the score.
       rows: prompts; each update takes the next of an endless reshuffled stream.
       mesh: over which the models, optimiser states and batches are split; None for one device.
       held_out: a preference model that scores the responses too, and trains nothing.
@@ -113,13 +113,14 @@ def train_ppo(
             texts = [(a.name, a.sample, a.row.conversation, a.reply.text) for a in answers]
             found = rate(judge, texts)
             values = np.array([rated.score for rated in found], np.float32)
-            return Scores(values, [rated.principle for rated in found])
-        values = rollout.preference_scores(
-            config, pm_params, engine.tokenizer, form, [a.row.conversation for a in answers],
+            return Scores(values, [rated.principle for rated in found], np.zeros((0, len(values))))
+        each = rollout.preference_scores(
+            config, pms, engine.tokenizer, form, [a.row.conversation for a in answers],
             [a.reply for a in answers], truncated_at=s.truncated_score_at, batch_size=s.batch_size,
             length=length, mesh=mesh,
         )  # fmt: skip
-        return Scores(values, [None] * len(answers))
+        values = np.asarray(agreed_score(each, s.deviations))
+        return Scores(values, [None] * len(answers), each)
 
     begin = Shards(directory / "start_responses", 1)
     if s.baseline_responses and not begin.done():
@@ -131,8 +132,9 @@ def train_ppo(
         begin.write(
             0, rollout.records(-1, answers, scores, provenance, np.zeros(len(none)), none, none)
         )
-    mean, deviation = baseline(s, begin.read(Sampled) if s.baseline_responses else [])
-    states, steps = _start(s, config, policy_params, pm_params, mean, deviation, mesh)
+    of_start = [r.score for r in begin.read(Sampled)] if s.baseline_responses else []
+    mean, deviation = baseline(of_start, s.scale_score)
+    states, steps = _start(s, config, policy_params, pms, mean, deviation, mesh)
     checkpoints = Checkpoints(directory / "checkpoints", keep=2)
 
     def stop(done: int, coefficient: float) -> NoReturn:
@@ -180,10 +182,12 @@ def train_ppo(
         jax.block_until_ready(data)
         clock.append(time.perf_counter())
         parts = minibatches(data, s.minibatches, s.epochs, seed, update)
-        metrics |= _train_on(states, steps, parts, update, s.stop_update_at_kl, mesh)
+        metrics |= _train_on(states, steps, parts, update, s.stop_update_at_kl, mesh, directory)
         values = {name: float(v) for name, v in jax.device_get(metrics).items()} | monitored
         values["objective/kl_coefficient"] = kl_coefficient
         values["objective/truncated"] = float(truncated.mean())
+        if len(pms) > 1:
+            values["objective/members_deviation"] = float(scores.members.std(0).mean())
         bad = [name for name, v in values.items() if not np.isfinite(v)]
         if bad:
             when = f"PPO update {update}"
@@ -210,33 +214,11 @@ def train_ppo(
     return states["policy"].params
 
 
-def baseline(settings: Settings, responses: list[Sampled]) -> tuple[float, float]:
-    """What is subtracted from every score and what the difference is divided by.
-
-    Args:
-      responses: of the policy's start; none where nothing is subtracted.
-
-    Raises:
-      ValueError: all have the same score, which cannot be divided by.
-    """
-    if not responses:
-        return 0.0, 1.0
-    found = [r.score for r in responses]
-    if not settings.scale_score:
-        return fmean(found), 1.0
-    if not (deviation := pstdev(found)):
-        raise ValueError(
-            f"all {len(found)} responses that give ppo its baseline have the score {found[0]}; "
-            "set ppo.scale_score=False, or raise ppo.baseline_responses."
-        )
-    return fmean(found), deviation
-
-
 def _start(
     settings: Settings,
     config: ModelConfig,
     policy_params: Params,
-    pm_params: Params | None,
+    pms: Sequence[Params],
     mean: float,
     deviation: float,
     mesh: jax.sharding.Mesh | None,
@@ -254,7 +236,7 @@ def _start(
         if s.value_init == "zero_head":
             starts["value"] = heads.with_scalar_head(copied(policy_params))
         else:
-            starts["value"] = heads.rescaled(copied(pm_params), mean, deviation)
+            starts["value"] = heads.rescaled(copied(pms[0]), mean, deviation)
     states = place({name: state.create(starts[name], opts[name]) for name in starts}, mesh)
     laid_out = layout(states)
     steps = {
@@ -271,11 +253,16 @@ def _train_on(
     update: int,
     stop_at_kl: float,
     mesh: jax.sharding.Mesh | None,
+    directory: Path,
 ) -> dict[str, jax.Array]:
     """Optimiser steps on each minibatch, in place of `states`; metrics of the last.
 
     One whose policy is further than `stop_at_kl` from the one that sampled, where that is not 0,
     is the last.
+
+    Raises:
+      TrainingError: the policy is not the one that sampled; the minibatch is in
+        `directory`/bad_batch.npz.
     """
     found: dict[str, jax.Array] = {}
     for number, minibatch in enumerate(parts, start=1):
@@ -287,8 +274,9 @@ def _train_on(
             if not error < RATIO_TOLERANCE:
                 raise TrainingError(
                     f"PPO update {update}: the policy gives its own samples other "
-                    f"probabilities than when it drew them (ratio off by {error:.2g}); "
-                    "the weights or the temperature changed in between, or hold NaN."
+                    f"probabilities than when it drew them (ratio off by {error:.2g}); the weights "
+                    "or the temperature changed in between, or hold NaN: its batch is in "
+                    f"{save_batch(directory, minibatch)}."
                 )
         found |= _named(last, "policy") | {"policy/minibatches": number}
         if "value" in states:

@@ -40,6 +40,9 @@ class Settings:
     length: tokens of a prompt and a response; longer pairs are left out and counted.
     ai_weight: loss weight of AI comparisons; the companion paper's is 1 to 10 on harmlessness.
     human_weight: loss weight of human comparisons.
+    held_out: share of the prompts whose comparisons are not trained on but test the model.
+    members: preference models trained alike but for the order of the comparisons, an ensemble whose
+      members PPO scores with; the first stands for all elsewhere.
     halves: whether the comparisons are split by prompt, to train the model that RL optimises on one
       half and, in the same way, a second one on the other, which RL is watched with.
     save_every: steps between checkpoints.
@@ -52,6 +55,8 @@ class Settings:
     length: int
     ai_weight: float
     human_weight: float
+    held_out: float
+    members: int
     halves: bool
     save_every: int
     remat: str
@@ -109,6 +114,25 @@ def make_loss(config: ModelConfig, remat: str):
         return loss, {"count": count, "pm/accuracy": accuracy, "pm/gap": jnp.abs(a - b).mean()}
 
     return loss_fn
+
+
+def apart(comparisons: Sequence[T], share: float) -> tuple[list[T], list[T]]:
+    """Comparisons to train on, and those of about `share` of all prompts, to test on.
+
+    Raises:
+      ValueError: there are none to train on.
+    """
+    where = [split_of(c, share, "held-out comparisons ") for c in comparisons]
+    train, test = (
+        [c for c, side in zip(comparisons, where, strict=True) if side == name]
+        for name in ("train", "test")
+    )
+    if not train:
+        raise ValueError(
+            f"preference_model.held_out ({share}) leaves none of {len(comparisons)} comparisons to "
+            "train on; lower it, or give more prompts."
+        )
+    return train, test
 
 
 def half(rows: Sequence[T], which: Literal["train", "test"]) -> list[T]:

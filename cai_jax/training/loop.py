@@ -159,15 +159,18 @@ def not_finite(
         if steps
         else "there is no checkpoint yet"
     )
-    saved = _save_batch(directory, batch)
+    saved = save_batch(directory, batch)
     return TrainingError(
         f"{name} is {value} at {when}: its batch is in {saved}, and {good}; "
         "lower the learning rate or look at that batch."
     )
 
 
-def _save_batch(directory: Path, batch: PyTree) -> Path:
-    """Writes a batch, which may lie on the devices of several processes; all of them call it."""
+def save_batch(directory: Path, batch: PyTree) -> Path:
+    """Writes `directory`/bad_batch.npz.
+
+    The batch may lie on the devices of several processes; all of them call this.
+    """
     leaves = jax.tree_util.tree_flatten_with_path(batch)[0]
     arrays = {
         jax.tree_util.keystr(path, simple=True, separator=".") or "batch": _whole(leaf)

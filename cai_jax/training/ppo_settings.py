@@ -28,6 +28,8 @@ class Settings:
     temperature: of the policy, when it samples and when it is scored.
     reward: "preference_model", or "rating": the feedback model's expected rating of the response
       from 1 to 10, on a scale from -1 to 1 (direct RLAIF, 2309.00267).
+    deviations: of the scores of an ensemble's members (`preference_model.members`): so many are
+      subtracted from their mean.
     truncated_score_at: where the preference model scores a response that met its limit: at the
       "end_token" that closes all texts it was trained on, or at the response's "last_token".
     truncation_penalty: subtracted from the score of such a response, after `scale_score`.
@@ -71,6 +73,7 @@ class Settings:
     response_tokens: int
     temperature: float
     reward: str
+    deviations: float
     truncated_score_at: str
     truncation_penalty: float
     baseline_responses: int

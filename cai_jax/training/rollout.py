@@ -35,7 +35,8 @@ class Sampled(Record):
     Attributes:
       update: from 0; -1 for SL-CAI's responses whose scores give the baseline.
       id: of the prompt.
-      score: as the preference model gives it, or the rating in [-1, 1].
+      score: as the preference model gives it, or what its members agree on, or the rating in
+        [-1, 1].
       kl: to the reference in nats, summed over the response (k1).
       held_out_score: of the preference model of the other half of the comparisons, where there is
         one.
@@ -43,6 +44,7 @@ class Sampled(Record):
       reward: what was optimised: the score, normalised, less all penalties; None of responses
         that give the baseline.
       principle: id of the principle that the response was rated by; None without a rating.
+      member_scores: of the preference model's members, where it has several.
     """
 
     update: int
@@ -58,6 +60,7 @@ class Sampled(Record):
     sample: int = 0
     reward: float | None = None
     principle: str | None = None
+    member_scores: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +81,17 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Attributes: values, float32[B]; principles, ids of those that responses were rated by, or
-    None of each."""
+    """What responses are scored with.
+
+    Attributes:
+      values: float32[B].
+      principles: ids of those that responses were rated by, or None of each.
+      members: float32[M, B], the scores of the preference model's members; M is 0 for ratings.
+    """
 
     values: np.ndarray
     principles: Sequence[str | None]
+    members: np.ndarray
 
 
 @flax.struct.dataclass
@@ -128,7 +137,7 @@ def sample(
 
 def preference_scores(
     config: ModelConfig,
-    params: Params,
+    members: Sequence[Params],
     tokenizer: Tokenizer,
     form: Format,
     prompts: Sequence[Conversation],
@@ -139,21 +148,25 @@ def preference_scores(
     length: int,
     mesh: jax.sharding.Mesh | None = None,
 ) -> np.ndarray:
-    """The preference model's score of each reply, float32[B].
+    """The score of each reply by each of M preference models, float32[M, B].
 
-    It reads texts, not the tokens that were sampled: as it was trained to, closed by the end token.
+    They read texts, not the tokens that were sampled: as they were trained to, closed by the end
+    token.
 
     Args:
-      truncated_at: where it scores a reply that met its limit: at the "end_token" too, or at the
+      truncated_at: where they score a reply that met its limit: at the "end_token" too, or at the
         reply's "last_token".
       batch_size, length: see `score_texts`.
     """
     texts = [(p, r.text) for p, r in zip(prompts, replies, strict=True)]
     closed = [truncated_at == "end_token" or r.stop_reason != "length" for r in replies]
-    return score_texts(
-        config, params, tokenizer, form, texts, batch_size=batch_size, length=length,
-        closed=closed, mesh=mesh,
-    )  # fmt: skip
+    return np.stack([
+        score_texts(
+            config, params, tokenizer, form, texts, batch_size=batch_size, length=length,
+            closed=closed, mesh=mesh,
+        )
+        for params in members
+    ])  # fmt: skip
 
 
 def make_rollout(
@@ -254,6 +267,7 @@ def records(
             sample=answer.sample,
             reward=reward[n],
             principle=scores.principles[n],
+            member_scores=tuple(scores.members[:, n].tolist()) if len(scores.members) > 1 else (),
         )
         for n, answer in enumerate(answers)
     ]
