@@ -7,8 +7,8 @@ Command:  cai-jax human-preferences --config=experiments/human_preferences.py --
 Data:     files of {"chosen", "rejected"} dialogues, as hh-rlhf has them, gzipped or not;
           `cai-jax fetch hh_rlhf/harmless-base` downloads some.
 Hardware: laptop: 2 CPU cores; full: an accelerator.
-Time:     535 pairs of 256 tokens and 600 held-out ones took 16 minutes on one core of two, 5.6 GB
-          (docs/results.md); otherwise not measured.
+Time:     7,220 pairs of 256 tokens and 1,200 held-out ones took 84 minutes on 2 cores beside other
+          work, 5.6 GB (docs/results.md); otherwise not measured.
 Expect:   accuracy on each held-out file beside that of "the longer one is better", by length, and
           its calibration; `cai-jax figures --figure=calibration` draws it. Where an interval holds
           50%, the model's judgements on such prompts say nothing. People differ too: the companion
@@ -37,7 +37,8 @@ def get_config(size: str = "laptop") -> ConfigDict:
     config.held_out_limit = 0
 
     # The language model to start from, by name or path, and the training: the settings of a run's
-    # preference model. The weights of the two sources change nothing here, where all are people's.
+    # preference model. Those of sources, held_out, members and halves change
+    # nothing here, where all are people's and other files are held out.
     config.model = shared.model
     config.dtype = shared.dtype
     config.preference_model = shared.preference_model
