@@ -6,8 +6,8 @@ Command:  cai-jax label-ablation --config=experiments/label_ablation.py --workdi
 Hardware: 2 CPU cores, no accelerator.
 Time:     label_ablation.py:smoke 5 minutes, nearly all of it compilation; 500 pairs in
           label_ablation.py:laptop, the modes that ask by one principle and take one chain, 47
-          minutes on one core. Not timed: the whole, of which "all principles" are most questions. A restart
-          asks nothing again.
+          minutes on one core. Not timed: the whole, of which "all principles" are most
+          questions. A restart asks nothing again.
 Expect:   three tables and results.json. A 135M model is near chance in most modes (the paper's
           Figure 4): the tables say by how much, and where its labels follow the order or length.
 """
