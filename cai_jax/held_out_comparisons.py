@@ -47,7 +47,7 @@ def table(reports: dict[str, ComparisonReport], progress: Progress) -> None:
             ("agrees with the label", "share", r.agreement, None),
             ("chooses the longer one", "share", r.chooses_longer, r.label_longer),
             ("chooses response A", "share", r.chooses_a, r.label_a),
-            ("cross-entropy", "number", r.cross_entropy, r.label_entropy),
+            ("cross-entropy in bits", "number", r.cross_entropy, r.label_entropy),
             ("calibration error", "number", r.calibration_error, None),
         ):
             rows.append(ResultRow(f"{name}: {what}", tuple(values), style))

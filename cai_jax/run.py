@@ -25,7 +25,7 @@ from cai_jax.prompts import Format
 from cai_jax.records import Provenance
 from cai_jax.settings import ALGORITHMS, ConfigError, RunSettings
 from cai_jax.stages.ppo import fitting
-from cai_jax.stages.preference_model import half
+from cai_jax.stages.preference_model import apart, half
 from cai_jax.training.checkpoint import check_shapes, load_params, save_params
 from cai_jax.training.rollout import RETOKENIZED
 from cai_jax.weights.load import Model, load_model
@@ -82,13 +82,13 @@ class Run:
         self._trees |= dict.fromkeys(pm_stages(settings), scorer)
         self._trees |= dict.fromkeys(ALGORITHMS, trunk)
         self._check_prompts()
-        if settings.preference_model.halves:
-            for which in ("train", "test"):
-                half([*self.data.red_team, *self.data.helpful_comparisons], which)
+        s, compared = settings.preference_model, [*self.data.red_team]
+        compared += self.data.helpful_comparisons
+        for part in [half(compared, w) for w in ("train", "test")] if s.halves else [compared]:
+            apart(part, s.held_out)  # each preference model has something to learn from
         params = sum(x.nbytes for x in jax.tree.leaves(self.initial.params))
         # Three params trees stay; PPO keeps two states and writes the next beside the last two.
-        more = settings.preference_model.members - 1 + settings.preference_model.halves
-        workdir.prepare(settings, (16 + more) * params)
+        workdir.prepare(settings, (15 + s.members + s.halves) * params)
         self.provenance = Provenance(
             model=f"{self.initial.name}@{self.initial.fingerprint}",
             constitution=f"{self.constitution.name}@{self.constitution.hash}",

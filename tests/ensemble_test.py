@@ -90,3 +90,12 @@ def test_held_out_comparisons_are_reported_on(finished):
         assert of["chooses_a"]["n"] == of["cross_entropy"]["n"] == 1
         assert of["cross_entropy"]["value"] >= of["label_entropy"]["value"]
     assert report["people, helpfulness"]["label_entropy"]["value"] == 0
+
+
+def test_nothing_left_to_train_on_is_refused_before_anything_is_computed(
+    finished, tiny_cache, tmp_path, capsys
+):
+    argv = finished[0].command("run", tmp_path / "run", "--config.preference_model.held_out=1.0")
+    assert tiny_run.run(argv, tiny_cache) == 2
+    assert "preference_model.held_out (1.0) leaves none of 6 comp" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

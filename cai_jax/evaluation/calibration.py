@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cai_jax.evaluation.intervals import Interval, bootstrap, bootstrap_mean, wilson
+from cai_jax.evaluation.intervals import Interval, bootstrap, bootstrap_mean, half_step, wilson
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def position_bias(first: Sequence[float], swapped: Sequence[float]) -> Interval:
     Both askings of a pair count as one item in the interval, since a biased labeler answers alike.
     """
     first, swapped = _arrays(first, swapped)
-    chose_a = (_half_step(first) + _half_step(1 - swapped)) / 2
+    chose_a = (half_step(first - 0.5) + half_step(0.5 - swapped)) / 2
     return wilson(float(chose_a.sum()), len(first))
 
 
@@ -110,11 +110,6 @@ def _arrays(first: Sequence, second: Sequence) -> tuple[np.ndarray, np.ndarray]:
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError("Probabilities must lie in [0, 1].")
     return first, second
-
-
-def _half_step(prob: np.ndarray) -> np.ndarray:
-    """1 where the probability is above 0.5, 0.5 at it, 0 below."""
-    return (np.sign(prob - 0.5) + 1) / 2
 
 
 def _bin_of(prob: np.ndarray, bins: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cai_jax.evaluation import calibration
-from cai_jax.evaluation.intervals import Interval, bootstrap_mean, wilson
+from cai_jax.evaluation.intervals import Interval, bootstrap_mean, half_step, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,9 @@ class ComparisonReport:
     Attributes:
       agreement: share of labels other than 0.5 whose likelier response scores higher; equal scores
         count half.
-      cross_entropy: of the labels under sigmoid(score difference), in nats; log 2 = 0.693 is what
-        equal scores would have.
-      label_entropy: of the labels themselves, in nats: the least that cross-entropy can be.
+      cross_entropy: of the labels under sigmoid(score difference), in bits; 1 is what equal scores
+        would have.
+      label_entropy: of the labels themselves, in bits: the least that cross-entropy can be.
       calibration_error: expected, of the probability given to the response that scores higher, by
         which response the label favours.
       chooses_longer, label_longer: share of the pairs of unequal length where the longer response
@@ -68,36 +68,22 @@ def comparison_report(
             f"{len(lead)} pairs of scores with {len(label)} labels and {len(longer)} lengths "
             "cannot be reported on."
         )
-    model_a, label_a = _half_step(lead), _half_step(label - 0.5)
+    model_a, label_a = half_step(lead), half_step(label - 0.5)
     decided, unequal = label != 0.5, longer != 0
     right = np.where(label_a == 1, model_a, 1 - model_a)[decided]
     sure = 1 / (1 + np.exp(-np.abs(lead)))
     # -log sigmoid(x) = log(1 + exp(-x)), of either response by its label.
-    costs = label * np.logaddexp(0, -lead) + (1 - label) * np.logaddexp(0, lead)
+    nats = label * np.logaddexp(0, -lead) + (1 - label) * np.logaddexp(0, lead)
     as_longer = lambda chosen: np.where(longer > 0, chosen, 1 - chosen)  # noqa: E731
     return ComparisonReport(
-        agreement=_share(right),
-        cross_entropy=bootstrap_mean(costs, seed),
-        label_entropy=bootstrap_mean(_entropy(label), seed),
+        agreement=share(right),
+        cross_entropy=bootstrap_mean(nats / np.log(2), seed),
+        label_entropy=calibration.label_entropy(label, seed),
         calibration_error=calibration.expected_calibration_error(sure[decided], right, seed)
         if decided.any()
         else None,
-        chooses_longer=_share(as_longer(model_a)[unequal]),
-        label_longer=_share(as_longer(label_a)[unequal & decided]),
-        chooses_a=wilson(model_a.sum(), len(model_a)),
-        label_a=_share(label_a[decided]),
+        chooses_longer=share(as_longer(model_a)[unequal]),
+        label_longer=share(as_longer(label_a)[unequal & decided]),
+        chooses_a=share(model_a),
+        label_a=share(label_a[decided]),
     )
-
-
-def _half_step(values: np.ndarray) -> np.ndarray:
-    """1 where a value is above 0, 0.5 at it, 0 below."""
-    return (np.sign(values) + 1) / 2
-
-
-def _entropy(prob: np.ndarray) -> np.ndarray:
-    both = np.stack([prob, 1 - prob])
-    return -(both * np.log(np.where(both > 0, both, 1))).sum(0) + 0.0
-
-
-def _share(hits: np.ndarray) -> Interval | None:
-    return wilson(hits.sum(), len(hits)) if len(hits) else None

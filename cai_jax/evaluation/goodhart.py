@@ -28,6 +28,7 @@ from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
 from cai_jax.records import Kind, Provenance, Record
 from cai_jax.returns import agreed_score
+from cai_jax.training.rollout import preference_scores
 
 FOLDER = "ppo/held_out_responses"  # in a run's workdir, one shard of Baseline
 HELD_OUT_SCORE = "monitor/held_out_score"
@@ -111,14 +112,11 @@ def baseline(
     )
     engine.params = None
     firsts = [reply for (reply,) in replies]
-    texts = [(row.conversation, reply.text) for row, reply in zip(rows, firsts, strict=True)]
-    each = np.stack([
-        score_texts(
-            engine.config, pm, engine.tokenizer, form, texts, batch_size=batch_size, length=length,
-            mesh=mesh,
-        )
-        for pm in (*pms, held_out)
-    ])  # fmt: skip
+    each = preference_scores(
+        engine.config, (*pms, held_out), engine.tokenizer, form,
+        [row.conversation for row in rows], firsts, truncated_at="end_token",
+        batch_size=batch_size, length=length, mesh=mesh,
+    )  # fmt: skip
     scores = agreed_score(each[:-1], deviations).tolist(), each[-1].tolist()
     return [
         Baseline(

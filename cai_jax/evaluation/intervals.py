@@ -43,6 +43,16 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(share, low, high, n)
 
 
+def share(hits: np.ndarray) -> Interval | None:
+    """Wilson's interval of the mean of hits, float[N] in [0, 1]; None where there are none."""
+    return wilson(hits.sum(), len(hits)) if len(hits) else None
+
+
+def half_step(values: np.ndarray) -> np.ndarray:
+    """1 where a value is above 0, 0.5 at it, 0 below: a hit, a tie, a miss."""
+    return (np.sign(values) + 1) / 2
+
+
 def bootstrap(
     statistic: Callable[[np.ndarray], float],
     n: int,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cai_jax.evaluation import calibration
-from cai_jax.evaluation.intervals import Interval, wilson
+from cai_jax.evaluation.intervals import Interval, half_step, share, wilson
 
 LENGTH_BINS = 5
 
@@ -74,7 +74,7 @@ def preference_report(
         raise ValueError(
             f"{len(lead)} pairs of scores with {len(longer)} lengths cannot be reported on."
         )
-    right, rule = _half_step(lead), _half_step(longer)
+    right, rule = half_step(lead), half_step(longer)
     sure = 1 / (1 + np.exp(-np.abs(lead)))
     prob = np.where(lead < 0, 1 - sure, sure)
     order = np.argsort(np.abs(longer), kind="stable")
@@ -84,9 +84,9 @@ def preference_report(
         brier=calibration.brier_score(prob, np.ones_like(prob), seed),
         calibration_error=calibration.expected_calibration_error(sure, right, seed),
         longer_is_better=wilson(rule.sum(), len(rule)),
-        chooses_longer=_share(np.where(longer > 0, right, 1 - right)[longer != 0]),
-        where_longer=_share(right[longer > 0]),
-        where_shorter=_share(right[longer < 0]),
+        chooses_longer=share(np.where(longer > 0, right, 1 - right)[longer != 0]),
+        where_longer=share(right[longer > 0]),
+        where_shorter=share(right[longer < 0]),
         by_length=tuple(
             LengthBin(
                 int(np.abs(longer[part[0]])),
@@ -97,12 +97,3 @@ def preference_report(
             for part in parts
         ),
     )
-
-
-def _half_step(values: np.ndarray) -> np.ndarray:
-    """1 where a value is above 0, 0.5 at it, 0 below."""
-    return (np.sign(values) + 1) / 2
-
-
-def _share(hits: np.ndarray) -> Interval | None:
-    return wilson(hits.sum(), len(hits)) if len(hits) else None

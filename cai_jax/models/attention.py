@@ -39,7 +39,7 @@ def self_attention(
       v: [B, T, K, C].
       segment_ids: int32[B, T].
       by_rows: a row after the other, and the backward pass computes a row's weights again, so that
-        all of it stays in a CPU's cache: three times faster there, and [B, H, T, T] is never whole.
+        all of it stays in a CPU's cache and [B, H, T, T] is never whole.
 
     Returns:
       [B, T, H, C].

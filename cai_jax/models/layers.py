@@ -46,8 +46,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 def matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers, **options) -> jax.Array:
     """`lax.dot_general` of x's last axes with the kernel's first, as a product of two matrices.
 
-    XLA's gradient for CPU copies x, transposed, where it has several leading axes: twice as slow.
-    On a mesh they are split differently and stay apart.
+    XLA's gradient for CPU copies x, transposed, where it has several leading axes. On a mesh these
+    are split differently and stay apart.
     """
     axes = len(dimension_numbers[0][0])
     inner = math.prod(kernel.shape[:axes])

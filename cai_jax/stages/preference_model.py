@@ -119,6 +119,9 @@ def make_loss(config: ModelConfig, remat: str):
 def apart(comparisons: Sequence[T], share: float) -> tuple[list[T], list[T]]:
     """Comparisons to train on, and those of about `share` of all prompts, to test on.
 
+    Args:
+      comparisons: or any rows with a Conversation as their `prompt` or `conversation`.
+
     Raises:
       ValueError: there are none to train on.
     """
