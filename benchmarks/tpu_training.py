@@ -68,7 +68,7 @@ def compile_step(
         jax.ShapeDtypeStruct(shape, kind, sharding=batch_sharding(mesh))
         for kind in (jnp.int32, jnp.bool_)
     )
-    step = state.make_step(make_loss(config, remat, jnp.bfloat16), opt, state_shardings=layout)
+    step = state.make_step(make_loss(config, remat, "bfloat16"), opt, state_shardings=layout)
     compiled = step.lower(start, TokenBatch(ids, ids, ids, mask)).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     return Step(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from cai_jax.models.transformer import REMAT
-from cai_jax.settings import EngineSize, MeshShape, check_machine
+from cai_jax.settings import EngineSize, MeshShape, check_compute, check_machine
 from cai_jax.stages import absolute_harmfulness
 
 
@@ -48,6 +47,5 @@ class HarmfulnessSettings:
             raise ValueError("test_share must lie between 0 and 1, and temperature be above 0.")
         if self.limit < 0 or self.prompts_limit < 0:
             raise ValueError("limit and prompts_limit must be at least 0.")
-        if self.scorer.remat not in REMAT:
-            raise ValueError(f"scorer.remat must be one of {', '.join(REMAT)}.")
+        check_compute("scorer", self.scorer)
         check_machine(self)

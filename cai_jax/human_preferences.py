@@ -23,11 +23,17 @@ from cai_jax.evaluation.scored_pairs import FOLDER, ScoredPair
 from cai_jax.machine import check_batch, mesh_of_shape
 from cai_jax.mesh import place
 from cai_jax.models.scoring import score_texts
-from cai_jax.models.transformer import REMAT
 from cai_jax.pipeline import counter, read_records, stepper
 from cai_jax.progress import Progress, ResultRow
 from cai_jax.records import Provenance
-from cai_jax.settings import ConfigError, MeshShape, build, check_machine, check_ranges
+from cai_jax.settings import (
+    ConfigError,
+    MeshShape,
+    build,
+    check_compute,
+    check_machine,
+    check_ranges,
+)
 from cai_jax.shards import Shards
 from cai_jax.stages import preference_model
 from cai_jax.training.checkpoint import load_params, save_params
@@ -64,8 +70,7 @@ class Settings:
             raise ValueError("limit and held_out_limit must be at least 0.")
         if self.preference_model.human_weight == 0:
             raise ValueError("preference_model.human_weight is 0.0; all pairs here are people's.")
-        if self.preference_model.remat not in REMAT:
-            raise ValueError(f"preference_model.remat must be one of {', '.join(REMAT)}.")
+        check_compute("preference_model", self.preference_model)
 
 
 @dataclasses.dataclass(frozen=True)

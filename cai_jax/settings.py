@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from cai_jax.evaluation import snapshots
-from cai_jax.models.transformer import REMAT
+from cai_jax.models.transformer import COMPUTE_DTYPES, REMAT
 from cai_jax.stages import ai_feedback, critique_revision, dpo, ppo, preference_model, supervised
 
 T = TypeVar("T")
@@ -193,9 +193,9 @@ _RANGES = (
         revise.principles revise.few_shots revise.temperature compare.few_shots compare.temperature
         compare.chain_temperature preference_model.ai_weight preference_model.human_weight
         ppo.deviations ppo.truncation_penalty ppo.baseline_responses ppo.stop_update_at_kl
-        ppo.kl_coefficient ppo.kl_target ppo.clip ppo.value_clip ppo.stop_when_held_out_falls
-        dpo.ai_weight dpo.human_weight evaluate.temperature generate.red_team
-        generate.helpful generate.temperature""",
+        ppo.value_coefficient ppo.kl_coefficient ppo.kl_target ppo.clip ppo.value_clip
+        ppo.stop_when_held_out_falls dpo.ai_weight dpo.human_weight evaluate.temperature
+        generate.red_team generate.helpful generate.temperature""",
         (0, math.inf),
     ),
     (
@@ -229,6 +229,15 @@ def check_machine(settings: Any) -> None:
         )
 
 
+def check_compute(group: str, settings: Any) -> None:
+    """Raises ConfigError unless a training stage's `remat` and `compute_dtype` are known."""
+    for name, known in (("remat", REMAT), ("compute_dtype", COMPUTE_DTYPES)):
+        if (value := getattr(settings, name)) not in known:
+            raise ConfigError(
+                f"config.{group}.{name} is '{value}'; it must be one of {', '.join(known)}."
+            )
+
+
 def run_settings(config: Mapping[str, Any]) -> RunSettings:
     """A checked run, fields against each other too.
 
@@ -243,11 +252,7 @@ def run_settings(config: Mapping[str, Any]) -> RunSettings:
     if settings.algorithm not in ALGORITHMS:
         raise ConfigError(f"config.algorithm is '{settings.algorithm}'; it must be 'ppo' or 'dpo'.")
     for group in ("finetune", "preference_model", "ppo", "dpo"):
-        remat = getattr(settings, group).remat
-        if remat not in REMAT:
-            raise ConfigError(
-                f"config.{group}.remat is '{remat}'; it must be one of {', '.join(REMAT)}."
-            )
+        check_compute(group, getattr(settings, group))
     if settings.ppo.stop_when_held_out_falls and not settings.preference_model.halves:
         raise ConfigError(
             f"config.ppo.stop_when_held_out_falls is {settings.ppo.stop_when_held_out_falls}, and "

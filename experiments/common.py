@@ -93,6 +93,7 @@ def get_config() -> ConfigDict:
             "length": 1024,
             "save_every": 100,
             "remat": "full",
+            "compute_dtype": "float32",
             "optimizer": optimizer(1e-5),
         }
     )
@@ -133,6 +134,7 @@ def get_config() -> ConfigDict:
             "halves": False,
             "save_every": 100,
             "remat": "full",
+            "compute_dtype": "float32",
             "optimizer": optimizer(1e-5),
         }
     )
@@ -169,11 +171,14 @@ def get_config() -> ConfigDict:
             "lam": 0.95,
             "clip": 0.2,
             "value_init": "preference_model",
+            "value_trunk": "own",
+            "value_coefficient": 0.1,
             "value_clip": 0.2,
             "stock_phrase": "",
             "stop_when_held_out_falls": 0,
             "save_every": 50,
             "remat": "full",
+            "compute_dtype": "float32",
             "optimizer": optimizer(1e-6),
             "value_optimizer": optimizer(1e-5),
         }
@@ -189,6 +194,7 @@ def get_config() -> ConfigDict:
             "human_weight": 1.0,
             "save_every": 100,
             "remat": "full",
+            "compute_dtype": "float32",
             "optimizer": optimizer(1e-6),
         }
     )

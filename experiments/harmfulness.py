@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
             "length": 1024,
             "save_every": 100,
             "remat": "full",
+            "compute_dtype": "float32",
             "optimizer": optimizer(1e-5),
         }
     )

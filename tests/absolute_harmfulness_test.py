@@ -28,7 +28,13 @@ OPTIMIZER = OptimizerConfig(
     b1=0.9, b2=0.95, eps=1e-8, clip_norm=1.0, moment_dtype="float32",
 )  # fmt: skip
 SETTINGS = Settings(
-    epochs=1, batch_size=4, length=96, save_every=1000, remat="none", optimizer=OPTIMIZER
+    epochs=1,
+    batch_size=4,
+    length=96,
+    save_every=1000,
+    remat="none",
+    compute_dtype="float32",
+    optimizer=OPTIMIZER,
 )
 ATTEMPTS = (
     ("Be rude.", "You are a fool.", 4.0),

@@ -24,9 +24,11 @@ from cai_jax.records import to_json
 from cai_jax.shards import Shards
 from cai_jax.stages import ppo
 from cai_jax.stages.ppo import Sampled
+from cai_jax.training import ppo_steps, state
 from cai_jax.training import rollout as rollouts
-from cai_jax.training import state
-from cai_jax.training.advantages import advantages_of
+from cai_jax.training.advantages import Minibatch, advantages_of
+from cai_jax.training.ppo_losses import make_policy_loss, make_shared_loss, make_value_loss
+from cai_jax.training.ppo_steps import RATIO_TOLERANCE
 from cai_jax.training.rollout import preference_scores
 
 CONSTITUTION = principles.build(
@@ -43,6 +45,9 @@ OTHERWISE = dataclasses.replace(
 )  # fmt: skip
 RATED = dataclasses.replace(
     SMALL, reward="rating", value_init="zero_head", updates=1, samples=2, stop_update_at_kl=1e-4
+)
+SHARED = dataclasses.replace(
+    SMALL, value_init="zero_head", value_trunk="shared", value_coefficient=0.5
 )
 
 
@@ -164,7 +169,7 @@ def test_rewards_are_told_from_the_starts_scores(otherwise):
 
 def test_where_the_time_goes_is_told_apart_from_the_metrics(otherwise):
     found = rows(otherwise[0] / "perf.jsonl")
-    parts = {f"perf/{name}_seconds" for name in ("rollout", "scoring", "update")}
+    parts = {f"perf/{name}_seconds" for name in ("reshard", "rollout", "scoring", "update")}
     assert [row["step"] for row in found] == [1, 2, 3, 4]
     for row in found:
         assert set(row) == parts | {"step", "perf/step_seconds"}
@@ -208,6 +213,67 @@ def test_an_update_stops_once_the_policy_has_moved(rated):
     assert row["policy/kl_to_old"] > 1e-4
 
 
+@pytest.fixture(scope="module")
+def shared(model, tmp_path_factory):
+    """(params, metrics) of a run whose value function is a head on the policy's trunk."""
+    return train(tmp_path_factory.mktemp("shared"), model, SHARED, pm=scorer(model))
+
+
+def test_a_shared_trunk_trains_both_and_is_left_without_its_head(shared, model):
+    params, metrics = shared
+    assert set(params) == set(model.params)
+    assert metrics[0]["value/mean"] == 0 != metrics[1]["value/mean"]
+    assert all(row["policy/first_ratio_error"] < 1e-4 for row in metrics)
+    for row in metrics:
+        expected = row["policy/surrogate"] + 0.5 * row["value/loss"]
+        assert row["policy/loss"] == pytest.approx(expected, rel=1e-5)
+    assert "value/grad_norm" not in metrics[0], "there is one step, the policy's"
+
+
+def test_killed_with_a_shared_trunk_it_ends_the_same(shared, model, tmp_path):
+    """The checkpoint of two updates holds the head."""
+    with pytest.raises(Killed):
+        train(tmp_path, model, SHARED, killed_after=3, pm=scorer(model))
+    again, metrics = train(tmp_path, model, SHARED, pm=scorer(model))
+    assert metrics == shared[1]
+    jax.tree.map(np.testing.assert_array_equal, again, shared[0])
+
+
+def test_compute_in_bfloat16_trains_float32_params(shared, model, tmp_path):
+    """The first update has the same samples and learns nearly the same of them."""
+    coarse = dataclasses.replace(SHARED, updates=1, compute_dtype="bfloat16")
+    STEPS.clear()
+    params, (row,) = train(tmp_path, model, coarse, pm=scorer(model))
+    STEPS.clear()
+    exact = shared[1][0]
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
+    assert row["objective/score"] == exact["objective/score"]
+    assert row["policy/entropy"] != exact["policy/entropy"]
+    assert row["policy/entropy"] == pytest.approx(exact["policy/entropy"], rel=0.01)
+    assert row["policy/first_ratio_error"] < RATIO_TOLERANCE["bfloat16"]
+
+
+def test_a_shared_steps_gradient_is_the_two_losses_together(model):
+    """With the head at its start nothing flows to the trunk from values; so one that is not 0."""
+    params = model.params | {"scalar_head": scorer(model)["scalar_head"]}
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(0, 250, (4, 3)).astype(np.int32)
+    values, advantages, returns = draw.normal(size=(3, 4, 3)).astype(np.float32)
+    rollout = dataclasses.replace(made(values), prompt=tokens, response=tokens)
+    batch = Minibatch(rollout, advantages, returns, rollout.score)
+    policy = make_policy_loss(model.config, 0.9, 0.2, "none")
+    value = make_value_loss(model.config, 0.2, "none")
+    shared = make_shared_loss(model.config, 0.9, 0.2, 0.2, 0.3, "none")
+    of = lambda loss: jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)  # noqa: E731
+    (found, gradient), ((of_policy, _), first), ((of_value, _), second) = map(
+        of, (shared, policy, value)
+    )
+    assert found[0] == pytest.approx(float(of_policy + 0.3 * of_value), rel=1e-6)
+    both = jax.tree.map(lambda a, b: a + 0.3 * b, first, second)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, both)
+    assert max(np.abs(x).max() for x in jax.tree.leaves(second["layers"])) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("limit", "taken"), [(0.0, 5), (0.05, 5), (0.025, 4), (0.015, 3), (0.001, 2)]
 )
@@ -222,7 +288,8 @@ def test_the_minibatch_that_passes_the_limit_is_the_last(limit, taken, tmp_path)
 
     states = {"policy": 0, "value": 0}
     steps = {"policy": policy, "value": value}
-    found = ppo._train_on(states, steps, [None] * 5, 0, limit, None, tmp_path)
+    settings = dataclasses.replace(SMALL, stop_update_at_kl=limit)
+    found = ppo_steps.train_on(settings, states, steps, [None] * 5, 0, None, tmp_path)
     assert found["policy/minibatches"] == states["policy"] == states["value"] == taken
     assert (found["policy/loss"], found["value/loss"]) == (1.0, 2.0)
 

@@ -39,7 +39,9 @@ SETTINGS = Settings(
     stop_update_at_kl=0.0, kl_coefficient=0.02, kl_target=0.0, kl_horizon=1000,
     kl_estimator="k1", kl_placement="tokens",
     advantage="gae", whiten=True, gamma=1.0, lam=0.95, clip=0.2, value_init="preference_model",
+    value_trunk="own", value_coefficient=0.1,
     value_clip=0.2, stock_phrase="", stop_when_held_out_falls=0, save_every=100, remat="none",
+    compute_dtype="float32",
     optimizer=OPTIMIZER, value_optimizer=OPTIMIZER,
 )  # fmt: skip
 SOURCE = Provenance("model@0", "test@0", 0, "")
@@ -276,8 +278,8 @@ def test_a_policy_that_is_not_the_one_that_sampled_is_refused(tmp_path, model, m
     """Scored at another temperature than it was sampled at, the first ratio is not one."""
     real = rollouts.jit_reply_logprobs
 
-    def warmer(config, params, *texts):
-        return real(config, params, *texts[:-1], 2.0)
+    def warmer(config, params, *texts, dtype):
+        return real(config, params, *texts[:-1], 2.0, dtype=dtype)
 
     monkeypatch.setattr(rollouts, "jit_reply_logprobs", warmer)
     with pytest.raises(TrainingError, match="other probabilities than when it drew them") as caught:

@@ -1,8 +1,8 @@
 """The training steps on meshes of eight devices and in two processes of four: one device's numbers.
 
-Three steps each of finetuning, the preference model, PPO's policy and its value function from the
-same start. A device mesh cannot be had in a process that has begun with one device, so all runs
-are in processes of their own.
+Three steps each of finetuning, the preference model, PPO's policy, its value function and both on
+one trunk, from the same start. A device mesh cannot be had in a process that has begun with one
+device, so all runs are in processes of their own.
 """
 
 import json
@@ -27,7 +27,7 @@ MORE = {
     "slices": (2, 2, 2, 1, 1),
 }
 APART = (2, 1, 2, 2, 1)  # a slice each process
-STAGES = ("sl", "pm", "policy", "value")
+STAGES = ("sl", "pm", "policy", "value", "shared")
 
 PROGRAM = """
     import dataclasses, json, sys
@@ -49,7 +49,9 @@ PROGRAM = """
     from cai_jax.stages import preference_model, supervised
     from cai_jax.training import optimizer, state
     from cai_jax.training.advantages import Minibatch
-    from cai_jax.training.ppo_losses import make_policy_loss, make_value_loss
+    from cai_jax.training.ppo_losses import (
+        make_policy_loss, make_shared_loss, make_value_loss
+    )
 
     folder, meshes = Path(sys.argv[1]), json.loads(sys.argv[2])
     assert jax.device_count() == 8
@@ -77,11 +79,13 @@ PROGRAM = """
     replies = Minibatch(rollout, advantages, returns, rollout.score)
     policy = make_policy_loss(config, PPO.temperature, PPO.clip, "none")
     value = make_value_loss(config, PPO.value_clip, "none")
+    shared = make_shared_loss(config, PPO.temperature, PPO.clip, PPO.value_clip, 0.1, "none")
     stages = {
         "sl": (supervised.make_loss(config, "full"), model.params, packed),
         "pm": (preference_model.make_loss(config, "none"), scorer(model), compared),
         "policy": (policy, model.params, replies),
         "value": (value, scorer(model), replies),
+        "shared": (shared, model.params | scorer(model), replies),
     }
     opt = optimizer.make(dataclasses.replace(OPTIMIZER, eps=1e-3), 3)
     for name, shape in meshes.items():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import tiny_model
@@ -20,6 +21,7 @@ OPTIMIZER = OptimizerConfig(
 )  # fmt: skip
 SETTINGS = Settings(
     revisions="all", epochs=1, batch_size=2, length=64, save_every=100, remat="none",
+    compute_dtype="float32",
     optimizer=OPTIMIZER,
 )  # fmt: skip
 SOURCE = Provenance("model@0", "test@0", 0, "")
@@ -159,6 +161,23 @@ def test_what_is_recomputed_changes_no_gradient(model, remat):
     plain, other = gradient("none")[0], gradient(remat)[0]
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_compute_rounds_activations_and_keeps_gradients_in_float32(model):
+    data = supervised.examples(SETTINGS, model.tokenizer, model.format, [chain("One.")], [])
+    (batch,) = supervised.epoch_batches(data, SETTINGS, 0, 0)
+
+    def found(dtype):
+        loss = supervised.make_loss(model.config, "full", dtype)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(model.params, batch)
+
+    (exact, _), gradient = found("float32")
+    (rounded, _), coarse = found("bfloat16")
+    assert rounded.dtype == jnp.float32 and rounded != exact
+    assert rounded == pytest.approx(float(exact), rel=0.01)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(coarse), strict=True):
+        assert b.dtype == jnp.float32
+        assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(a)
 
 
 def test_an_example_longer_than_a_row_is_refused(model):

@@ -55,7 +55,7 @@ class SL(_Steps):
     def __init__(self, setup: Setup, work: Work):
         model = load_model(setup.directory, setup.dtype)
         batch = token_batch([(row, [True] * len(row)) for row in work.rows], work.longest)
-        super().__init__(model.params, supervised.make_loss(model.config, "none"), batch)
+        super().__init__(model.params, supervised.make_loss(model.config, "dots"), batch)
 
 
 class PM(_Steps):
@@ -67,7 +67,7 @@ class PM(_Steps):
         ones = [1.0] * len(pairs)
         super().__init__(
             heads.with_scalar_head(model.params),
-            preference_model.make_loss(model.config, "none"),
+            preference_model.make_loss(model.config, "dots"),
             comparison_batch(pairs, ones, ones, work.longest),
         )
 
@@ -89,7 +89,7 @@ class PPO(Stepping):
             updates=ENDLESS, batch_size=len(work.rows), prompt_tokens=work.longest,
             response_tokens=work.response, temperature=TEMPERATURE, epochs=1,
             minibatches=work.minibatches, kl_coefficient=KL_COEFFICIENT, save_every=ENDLESS,
-            remat="none", optimizer=OPTIMIZER, value_optimizer=OPTIMIZER,
+            remat="dots", optimizer=OPTIMIZER, value_optimizer=OPTIMIZER,
         )  # fmt: skip
         settings = build(ppo.Settings, config)
         engine = Engine(model, len(work.rows), work.longest + work.response + 16)

@@ -74,6 +74,18 @@ class Engine:
     def params(self, params: Params | None) -> None:
         self._params, self._unstacked = params, None
 
+    def lay_out(self) -> None:
+        """Brings the weights into decoding's layout and waits until they are there; `run` does so
+        too where it is not done.
+
+        Raises:
+          ValueError: there are no weights.
+        """
+        if self._unstacked is None:
+            if self._params is None:
+                raise ValueError("engine.params is None; assign the weights to decode with.")
+            self._unstacked = jax.block_until_ready(unstacked(self._params))
+
     def run(
         self,
         scripts: list[Script],
@@ -105,10 +117,7 @@ class Engine:
         fitting, shared = self._fitting(compiled, refused)
         if not fitting:
             return transcripts
-        if self._unstacked is None:
-            if self._params is None:
-                raise ValueError("engine.params is None; assign the weights to decode with.")
-            self._unstacked = unstacked(self._params)
+        self.lay_out()
         running = [compiled[place] for place in fitting]
         longest = bucket(max(p.longest for p in running) - shared, self.limits)
         slots = self._slots(longest, len(running))

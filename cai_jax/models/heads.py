@@ -10,10 +10,19 @@ from cai_jax.models.transformer import Params
 
 def with_scalar_head(params: Params) -> Params:
     """A language model's trunk with a fresh scalar head, zero so that all scores start equal."""
+    return beside_scalar_head({k: v for k, v in params.items() if k != "lm_head"})
+
+
+def beside_scalar_head(params: Params) -> Params:
+    """A whole language model with a fresh scalar head, zero, on the same trunk."""
     width = params["final_norm"]["scale"].shape[0]
-    trunk = {k: v for k, v in params.items() if k not in ("lm_head", "scalar_head")}
     head = {"kernel": jnp.zeros((width, 1), jnp.float32), "bias": jnp.zeros((1,), jnp.float32)}
-    return {**trunk, "scalar_head": head}
+    return {**params, "scalar_head": head}
+
+
+def without_scalar_head(params: Params) -> Params:
+    """The same arrays but the head's."""
+    return {k: v for k, v in params.items() if k != "scalar_head"}
 
 
 def rescaled(params: Params, mean: float, deviation: float) -> Params:

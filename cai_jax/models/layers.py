@@ -18,7 +18,7 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (arXiv 1910.07467)."""
 
     eps: float
-    dtype: jnp.dtype
+    dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -64,7 +64,7 @@ class Block(nn.Module):
     """
 
     config: ModelConfig
-    dtype: jnp.dtype
+    dtype: str
     mesh: jax.sharding.AbstractMesh | None = None
 
     @nn.compact

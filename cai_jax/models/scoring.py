@@ -30,6 +30,7 @@ def score(
     tokens: jax.Array,
     mask: jax.Array,
     remat: str = "none",
+    dtype: str = "float32",
 ) -> jax.Array:
     """Preference scores float32[B], read at each row's last real token.
 
@@ -38,9 +39,10 @@ def score(
       tokens: int32[B, T], padded on either side.
       mask: bool[B, T], True on real tokens.
       remat: what a backward pass recomputes, a key of models.transformer.REMAT.
+      dtype: of activations and matrix products.
     """
     hidden = hidden_states(
-        config, params, tokens, places(mask), mask.astype(jnp.int32), remat=remat
+        config, params, tokens, places(mask), mask.astype(jnp.int32), dtype=dtype, remat=remat
     )
     return heads.scalar(params, heads.last_token(hidden, mask))
 
@@ -54,6 +56,7 @@ def reply_logprobs(
     mask: jax.Array,
     temperature: float,
     remat: str = "none",
+    dtype: str = "float32",
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of replies, in nats, and entropies of the distributions they came from.
 
@@ -63,11 +66,12 @@ def reply_logprobs(
       reply: int32[B, R], padded on the right.
       mask: bool[B, R].
       temperature: at which the replies were sampled.
+      remat, dtype: as above.
 
     Returns:
       float32[B, R] twice; what stands where `mask` is False is meaningless.
     """
-    hidden = _before_reply(config, params, prompt, prompt_mask, reply, mask, remat)
+    hidden = _before_reply(config, params, prompt, prompt_mask, reply, mask, remat, dtype)
     return chunked_token_logprobs(hidden, unembedding(params), reply, temperature, CHUNK)
 
 
@@ -79,18 +83,36 @@ def reply_values(
     reply: jax.Array,
     mask: jax.Array,
     remat: str = "none",
+    dtype: str = "float32",
 ) -> jax.Array:
     """The value function before each reply token, float32[B, R]; arguments as above."""
-    hidden = _before_reply(config, params, prompt, prompt_mask, reply, mask, remat)
+    hidden = _before_reply(config, params, prompt, prompt_mask, reply, mask, remat, dtype)
     return heads.scalar(params, hidden)
 
 
-def _before_reply(config, params, prompt, prompt_mask, reply, mask, remat) -> jax.Array:
+def reply_logprobs_and_values(
+    config: ModelConfig,
+    params: Params,
+    prompt: jax.Array,
+    prompt_mask: jax.Array,
+    reply: jax.Array,
+    mask: jax.Array,
+    temperature: float,
+    remat: str = "none",
+    dtype: str = "float32",
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`reply_logprobs` and `reply_values` of one trunk with both heads, in one pass."""
+    hidden = _before_reply(config, params, prompt, prompt_mask, reply, mask, remat, dtype)
+    said = chunked_token_logprobs(hidden, unembedding(params), reply, temperature, CHUNK)
+    return *said, heads.scalar(params, hidden)
+
+
+def _before_reply(config, params, prompt, prompt_mask, reply, mask, remat, dtype) -> jax.Array:
     """Hidden states [B, R, D] from which each reply token is predicted."""
     tokens = jnp.concatenate([prompt, reply], 1)
     real = jnp.concatenate([prompt_mask, mask], 1)
     hidden = hidden_states(
-        config, params, tokens, places(real), real.astype(jnp.int32), remat=remat
+        config, params, tokens, places(real), real.astype(jnp.int32), dtype=dtype, remat=remat
     )
     return hidden[:, prompt.shape[1] - 1 : -1]
 
@@ -100,11 +122,13 @@ def places(mask: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), 1) - 1, 0)
 
 
-jit_score = functools.partial(jax.jit, static_argnames=("config", "remat"))(score)
-jit_reply_logprobs = functools.partial(jax.jit, static_argnames=("config", "temperature"))(
-    reply_logprobs
+jit_score = functools.partial(jax.jit, static_argnames=("config", "remat", "dtype"))(score)
+jit_reply_logprobs = functools.partial(
+    jax.jit, static_argnames=("config", "temperature", "remat", "dtype")
+)(reply_logprobs)
+jit_reply_values = functools.partial(jax.jit, static_argnames=("config", "remat", "dtype"))(
+    reply_values
 )
-jit_reply_values = functools.partial(jax.jit, static_argnames=("config",))(reply_values)
 
 
 def score_texts(

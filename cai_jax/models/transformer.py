@@ -12,6 +12,8 @@ from cai_jax.models.layers import Block, RMSNorm, rotary_angles
 
 Params = dict
 
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
 # What the backward pass finds in memory; the rest it computes again.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -31,7 +33,7 @@ class Transformer(nn.Module):
     """
 
     config: ModelConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: str = "float32"
     remat: str = "none"
     mesh: jax.sharding.AbstractMesh | None = None
 
@@ -100,12 +102,16 @@ def hidden_states(
     positions: jax.Array,
     segment_ids: jax.Array,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: str = "float32",
     remat: str = "none",
 ) -> jax.Array:
     """Hidden states [B, T, D] of whole sequences; no token sees another segment or padding.
 
     On the mesh of `params` rows are split and, over its sequence axis, tokens; T may be any.
+
+    Args:
+      dtype: of activations and matrix products, one of COMPUTE_DTYPES.
+      remat: what a backward pass recomputes, a key of REMAT.
     """
     mesh = traced_mesh_of(params)
     module = Transformer(config, dtype, remat, mesh)

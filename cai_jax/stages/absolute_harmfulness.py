@@ -38,6 +38,8 @@ class Settings:
     length: tokens of a conversation; longer ones are left out and counted.
     save_every: steps between checkpoints.
     remat: what the backward pass recomputes, a key of models.transformer.REMAT.
+    compute_dtype: of activations and matrix products, "float32" or "bfloat16"; params, gradients
+      and the optimiser's arithmetic are float32.
     optimizer: not given in the paper.
     """
 
@@ -46,6 +48,7 @@ class Settings:
     length: int
     save_every: int
     remat: str
+    compute_dtype: str
     optimizer: OptimizerConfig
 
 
@@ -92,11 +95,15 @@ def examples(
     return kept
 
 
-def make_loss(config: ModelConfig, remat: str):
-    """loss(params, RatedBatch) -> (squared error, metrics)."""
+def make_loss(config: ModelConfig, remat: str, dtype: str = "float32"):
+    """loss(params, RatedBatch) -> (squared error, metrics).
+
+    Args:
+      dtype: of activations and matrix products.
+    """
 
     def loss_fn(params: Params, batch: RatedBatch):
-        found = score(config, params, batch.tokens, batch.mask, remat)
+        found = score(config, params, batch.tokens, batch.mask, remat, dtype)
         loss, count = squared_error(found, batch.rating, batch.weight)
         real = batch.weight > 0
         error = jnp.where(real, jnp.abs(found - batch.rating), 0.0).sum()
@@ -156,6 +163,6 @@ def train_scorer(
     mean = np.mean([e.rating for e in data])
     begun["scalar_head"]["bias"] = jnp.full((1,), mean, jnp.float32)
     return fit(
-        begun, make_loss(config, settings.remat), settings.optimizer, planned, directory,
-        settings.save_every, progress, mesh,
+        begun, make_loss(config, settings.remat, settings.compute_dtype), settings.optimizer,
+        planned, directory, settings.save_every, progress, mesh,
     )  # fmt: skip

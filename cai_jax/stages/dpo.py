@@ -45,6 +45,8 @@ class Settings:
     human_weight: loss weight of human comparisons.
     save_every: steps between checkpoints.
     remat: what the backward pass recomputes, a key of models.transformer.REMAT.
+    compute_dtype: of activations and matrix products, "float32" or "bfloat16"; params, gradients
+      and the optimiser's arithmetic are float32.
     optimizer: Rafailov et al. take a learning rate of 1e-6.
     """
 
@@ -56,6 +58,7 @@ class Settings:
     human_weight: float
     save_every: int
     remat: str
+    compute_dtype: str
     optimizer: OptimizerConfig
 
     def __post_init__(self):
@@ -137,13 +140,17 @@ def examples(
 
 
 def response_logprobs(
-    config: ModelConfig, params: Params, batch: Batch, remat: str = "none"
+    config: ModelConfig,
+    params: Params,
+    batch: Batch,
+    remat: str = "none",
+    dtype: str = "float32",
 ) -> jax.Array:
     """Log-probabilities float32[B, 2] of both responses, summed over their tokens, in nats."""
     tokens = batch.comparisons.tokens.reshape(-1, batch.comparisons.tokens.shape[-1])
     mask = batch.comparisons.mask.reshape(tokens.shape)
     hidden = hidden_states(
-        config, params, tokens, places(mask), mask.astype(jnp.int32), remat=remat
+        config, params, tokens, places(mask), mask.astype(jnp.int32), dtype=dtype, remat=remat
     )
     # Targets are shifted and not the hidden states, which a mesh may split by tokens.
     logprobs, _ = chunked_token_logprobs(
@@ -154,7 +161,9 @@ def response_logprobs(
     return jnp.where(response, logprobs[:, :-1], 0.0).sum(-1).reshape(-1, 2)
 
 
-jit_response_logprobs = partial(jax.jit, static_argnames=("config",))(response_logprobs)
+jit_response_logprobs = partial(jax.jit, static_argnames=("config", "remat", "dtype"))(
+    response_logprobs
+)
 
 
 def reference_logprobs(
@@ -185,7 +194,9 @@ def reference_logprobs(
             for start in range(0, len(part), size):
                 found = [data[i] for i in part[start : start + size]]
                 batch = shard_batch(_batch(found, np.zeros((len(found), 2)), settings), mesh)
-                sums = np.asarray(jit_response_logprobs(config, params, batch))
+                sums = np.asarray(
+                    jit_response_logprobs(config, params, batch, dtype=settings.compute_dtype)
+                )
                 made += [
                     Reference(e.id, float(a), float(b))
                     for e, (a, b) in zip(found, sums[: len(found)], strict=True)
@@ -202,7 +213,7 @@ def make_loss(config: ModelConfig, settings: Settings):
     """loss(params, Batch) -> (soft DPO, metrics)."""
 
     def loss_fn(params: Params, batch: Batch):
-        logprobs = response_logprobs(config, params, batch, settings.remat)
+        logprobs = response_logprobs(config, params, batch, settings.remat, settings.compute_dtype)
         pairs = batch.comparisons
         return dpo_loss(
             *logprobs.T, *batch.ref_logprobs.T, pairs.prob_a, pairs.weight, settings.beta

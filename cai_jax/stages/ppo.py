@@ -4,8 +4,8 @@ The companion paper (2204.05862, section 4) gives the objective, r_PM - lambda *
 gamma 1. What both papers leave open is chosen in the config, and docs/ppo.md gives the reason of
 each default: the penalty is spread over the tokens, the score falls on the last token, advantages
 are GAE's and whitened, and the value function is a trunk of its own that starts as the preference
-model. The feedback model's own ratings can take the preference model's place, and leave one out
-that of the value function.
+model, or a head on the policy's. The feedback model's own ratings can take the preference model's
+place, and leave one out that of the value function.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cai_jax.datasets.prompts import PromptRow
@@ -25,25 +24,19 @@ from cai_jax.decoding.engine import Engine
 from cai_jax.decoding.rate import Judge, rate
 from cai_jax.encoding import prompt_tokens
 from cai_jax.evaluation.goodhart import HeldOut, turned, watch
-from cai_jax.mesh import layout, place, shard_batch
-from cai_jax.models import heads
-from cai_jax.models.config import ModelConfig
 from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
 from cai_jax.records import Provenance
 from cai_jax.returns import adapted_kl_coefficient, agreed_score, baseline, normalised_score
 from cai_jax.shards import Shards
-from cai_jax.training import optimizer, rollout, state
-from cai_jax.training.advantages import KL_METRICS, Minibatch, advantages_of
+from cai_jax.training import ppo_steps, rollout
+from cai_jax.training.advantages import KL_METRICS, advantages_of
 from cai_jax.training.checkpoint import Checkpoints
-from cai_jax.training.loop import TrainingError, not_finite, save_batch
+from cai_jax.training.loop import not_finite
 from cai_jax.training.metrics import MetricsLog
-from cai_jax.training.ppo_losses import make_policy_loss, make_value_loss
 from cai_jax.training.ppo_settings import Settings
 from cai_jax.training.preemption import save_and_stop
 from cai_jax.training.rollout import Answer, Models, Sampled, Scores, minibatches, stream
-
-RATIO_TOLERANCE = 1e-4  # 4e-6 in a quickstart on CPU; not measured on accelerators
 
 
 def fitting(settings: Settings, tokenizer, form: Format, rows: list[PromptRow]) -> list[PromptRow]:
@@ -125,16 +118,15 @@ def train_ppo(
     begin = Shards(directory / "start_responses", 1)
     if s.baseline_responses and not begin.done():
         prompts = stream(rows, s.baseline_responses, 0, seed)
-        answers = rollout.sample(
-            engine, form, policy_params, prompts, stream="ppo start", samples=1, **sampling
-        )
+        engine.params = policy_params
+        answers = rollout.sample(engine, form, prompts, stream="ppo start", samples=1, **sampling)
         scores, none = scored(answers), [None] * len(answers)
         begin.write(
             0, rollout.records(-1, answers, scores, provenance, np.zeros(len(none)), none, none)
         )
     of_start = [r.score for r in begin.read(Sampled)] if s.baseline_responses else []
     mean, deviation = baseline(of_start, s.scale_score)
-    states, steps = _start(s, config, policy_params, pms, mean, deviation, mesh)
+    states, steps = ppo_steps.start(s, config, policy_params, pms, mean, deviation, mesh)
     checkpoints = Checkpoints(directory / "checkpoints", keep=2)
 
     def stop(done: int, coefficient: float) -> NoReturn:
@@ -154,18 +146,18 @@ def train_ppo(
             break
         clock = [time.perf_counter()]
         prompts = stream(rows, s.batch_size // s.samples, update, seed)
-        policy = states["policy"].params
-        answers = rollout.sample(
-            engine, form, policy, prompts, stream="ppo", samples=s.samples, **sampling
-        )
+        policy, value = ppo_steps.trained(s, states)
+        engine.params = policy
+        engine.lay_out()
+        clock.append(time.perf_counter())
+        answers = rollout.sample(engine, form, prompts, stream="ppo", samples=s.samples, **sampling)
         clock.append(time.perf_counter())
         scores = scored(answers)
-        value = states["value"].params if s.has_value else None
         rolled = rollout.make_rollout(
             config, Models(policy, ref_params, value), engine.tokenizer, form,
             [a.row.conversation for a in answers], [a.reply for a in answers], scores.values,
             prompt_tokens_limit=s.prompt_tokens, response_tokens_limit=s.response_tokens,
-            temperature=s.temperature, mesh=mesh,
+            temperature=s.temperature, dtype=s.compute_dtype, mesh=mesh,
         )  # fmt: skip
         texts = [(a.row.conversation, a.reply.text) for a in answers]
         monitored, others = watch(
@@ -182,7 +174,7 @@ def train_ppo(
         jax.block_until_ready(data)
         clock.append(time.perf_counter())
         parts = minibatches(data, s.minibatches, s.epochs, seed, update)
-        metrics |= _train_on(states, steps, parts, update, s.stop_update_at_kl, mesh, directory)
+        metrics |= ppo_steps.train_on(s, states, steps, parts, update, mesh, directory)
         values = {name: float(v) for name, v in jax.device_get(metrics).items()} | monitored
         values["objective/kl_coefficient"] = kl_coefficient
         values["objective/truncated"] = float(truncated.mean())
@@ -211,94 +203,12 @@ def train_ppo(
         if asked():
             stop(update + 1, kl_coefficient)
     checkpoints.close()
-    return states["policy"].params
-
-
-def _start(
-    settings: Settings,
-    config: ModelConfig,
-    policy_params: Params,
-    pms: Sequence[Params],
-    mean: float,
-    deviation: float,
-    mesh: jax.sharding.Mesh | None,
-) -> tuple[dict[str, state.TrainState], dict[str, Callable]]:
-    """States at step 0, and the jitted step of each, under the names "policy" and "value"."""
-    s = settings
-    total = s.updates * s.epochs * s.minibatches
-    opts = {"policy": optimizer.make(s.optimizer, total)}
-    losses = {"policy": make_policy_loss(config, s.temperature, s.clip, s.remat)}
-    starts = {"policy": policy_params}
-    if s.has_value:
-        opts["value"] = optimizer.make(s.value_optimizer, total)
-        losses["value"] = make_value_loss(config, s.value_clip, s.remat)
-        copied = lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)  # noqa: E731
-        if s.value_init == "zero_head":
-            starts["value"] = heads.with_scalar_head(copied(policy_params))
-        else:
-            starts["value"] = heads.rescaled(copied(pms[0]), mean, deviation)
-    states = place({name: state.create(starts[name], opts[name]) for name in starts}, mesh)
-    laid_out = layout(states)
-    steps = {
-        name: state.make_step(losses[name], opts[name], state_shardings=laid_out[name])
-        for name in starts
-    }
-    return states, steps
-
-
-def _train_on(
-    states: dict[str, state.TrainState],
-    steps: dict[str, Callable],
-    parts: list[Minibatch],
-    update: int,
-    stop_at_kl: float,
-    mesh: jax.sharding.Mesh | None,
-    directory: Path,
-) -> dict[str, jax.Array]:
-    """Optimiser steps on each minibatch, in place of `states`; metrics of the last.
-
-    One whose policy is further than `stop_at_kl` from the one that sampled, where that is not 0,
-    is the last.
-
-    Raises:
-      TrainingError: the policy is not the one that sampled; the minibatch is in
-        `directory`/bad_batch.npz.
-    """
-    found: dict[str, jax.Array] = {}
-    for number, minibatch in enumerate(parts, start=1):
-        minibatch = shard_batch(minibatch, mesh)
-        states["policy"], last = steps["policy"](states["policy"], minibatch)
-        error = float(last["policy/ratio_error"])
-        if number == 1:
-            found["policy/first_ratio_error"] = last["policy/ratio_error"]
-            if not error < RATIO_TOLERANCE:
-                raise TrainingError(
-                    f"PPO update {update}: the policy gives its own samples other "
-                    f"probabilities than when it drew them (ratio off by {error:.2g}); the weights "
-                    "or the temperature changed in between, or hold NaN: its batch is in "
-                    f"{save_batch(directory, minibatch)}."
-                )
-        found |= _named(last, "policy") | {"policy/minibatches": number}
-        if "value" in states:
-            states["value"], last_value = steps["value"](states["value"], minibatch)
-            found |= _named(last_value, "value")
-        if stop_at_kl and float(last["policy/kl_to_old"]) > stop_at_kl:
-            break
-    return found
-
-
-def _named(metrics: dict[str, jax.Array], prefix: str) -> dict[str, jax.Array]:
-    """A step's metrics under the model's own prefix."""
-    return {
-        name.replace("train/", f"{prefix}/"): value
-        for name, value in metrics.items()
-        if name != "train/count"
-    }
+    return ppo_steps.trained(s, states)[0]
 
 
 def _perf(clock: list[float]) -> dict[str, float]:
     """Seconds of an update and of its parts, from the times when each part began or ended."""
-    names = ("rollout", "scoring", "update")
+    names = ("reshard", "rollout", "scoring", "update")
     spans = zip(names, itertools.pairwise(clock), strict=True)
     parts = {f"perf/{name}_seconds": end - begin for name, (begin, end) in spans}
     return parts | {"perf/step_seconds": time.perf_counter() - clock[0]}

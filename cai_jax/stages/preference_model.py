@@ -47,6 +47,8 @@ class Settings:
       half and, in the same way, a second one on the other, which RL is watched with.
     save_every: steps between checkpoints.
     remat: what the backward pass recomputes, a key of models.transformer.REMAT.
+    compute_dtype: of activations and matrix products, "float32" or "bfloat16"; params, gradients
+      and the optimiser's arithmetic are float32.
     optimizer: the companion paper's learning rate is 0.01 of pretraining.
     """
 
@@ -60,6 +62,7 @@ class Settings:
     halves: bool
     save_every: int
     remat: str
+    compute_dtype: str
     optimizer: OptimizerConfig
 
 
@@ -97,15 +100,20 @@ def examples(
     return kept
 
 
-def make_loss(config: ModelConfig, remat: str):
-    """loss(params, ComparisonBatch) -> (soft Bradley-Terry, metrics)."""
+def make_loss(config: ModelConfig, remat: str, dtype: str = "float32"):
+    """loss(params, ComparisonBatch) -> (soft Bradley-Terry, metrics).
+
+    Args:
+      dtype: of activations and matrix products.
+    """
 
     def loss_fn(params: Params, batch: ComparisonBatch):
         tokens = batch.tokens.reshape(-1, batch.tokens.shape[-1])
         mask = batch.mask.reshape(tokens.shape)
         hidden = hidden_states(
-            config, params, tokens, places(mask), mask.astype(jnp.int32), remat=remat
-        )
+            config, params, tokens, places(mask), mask.astype(jnp.int32),
+            dtype=dtype, remat=remat,
+        )  # fmt: skip
         scores = heads.scalar(params, heads.last_token(hidden, mask)).reshape(-1, 2)
         a, b = scores[:, 0], scores[:, 1]
         loss, count = soft_bradley_terry(a, b, batch.prob_a, batch.weight)
@@ -216,6 +224,7 @@ def train_preference_model(
     """
     planned = batches(data, settings, seed, stream)
     return fit(
-        heads.with_scalar_head(params), make_loss(config, settings.remat), settings.optimizer,
-        planned, directory, settings.save_every, progress, mesh,
+        heads.with_scalar_head(params),
+        make_loss(config, settings.remat, settings.compute_dtype),
+        settings.optimizer, planned, directory, settings.save_every, progress, mesh,
     )  # fmt: skip

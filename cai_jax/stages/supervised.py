@@ -34,6 +34,8 @@ class Settings:
     length: tokens in a row; longer examples are refused.
     save_every: steps between checkpoints.
     remat: what the backward pass recomputes, a key of models.transformer.REMAT.
+    compute_dtype: of activations and matrix products, "float32" or "bfloat16"; params, gradients
+      and the optimiser's arithmetic are float32.
     optimizer: the paper's learning rate is constant, half that of pretraining.
     """
 
@@ -43,6 +45,7 @@ class Settings:
     length: int
     save_every: int
     remat: str
+    compute_dtype: str
     optimizer: OptimizerConfig
 
     def __post_init__(self):
@@ -89,7 +92,7 @@ def epoch_batches(
     return pack([data[i] for i in order], settings.length, settings.batch_size)
 
 
-def make_loss(config: ModelConfig, remat: str, dtype: jnp.dtype = jnp.float32):
+def make_loss(config: ModelConfig, remat: str, dtype: str = "float32"):
     """loss(params, TokenBatch) -> (mean cross-entropy in nats a target token, metrics).
 
     Args:
@@ -134,6 +137,6 @@ def finetune(
     epochs = [epoch_batches(data, settings, seed, epoch) for epoch in range(settings.epochs)]
     batches = [jax.tree.map(np.asarray, batch) for epoch in epochs for batch in epoch]
     return fit(
-        params, make_loss(config, settings.remat), settings.optimizer, batches, directory,
-        settings.save_every, progress, mesh,
+        params, make_loss(config, settings.remat, settings.compute_dtype), settings.optimizer,
+        batches, directory, settings.save_every, progress, mesh,
     )  # fmt: skip

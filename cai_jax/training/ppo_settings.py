@@ -14,6 +14,7 @@ _CHOICES = {
     "kl_estimator": tuple(KL_ESTIMATORS),
     "kl_placement": ("tokens", "last_token"),
     "value_init": ("preference_model", "zero_head"),
+    "value_trunk": ("own", "shared"),
 }
 
 
@@ -54,7 +55,10 @@ class Settings:
     lam: GAE's lambda.
     clip: of the probability ratio; 0.2 in the companion paper.
     value_init: the value function starts as the "preference_model", or as SL-CAI with a
-      "zero_head"; a trunk of its own either way.
+      "zero_head".
+    value_trunk: the value function's "own", with its own optimiser, or the policy's, "shared": one
+      loss then trains both, and `value_optimizer` has no part in it.
+    value_coefficient: of the value function's loss beside the policy's, on a shared trunk.
     value_clip: of the value's change, in units of the score.
     stock_phrase: words whose share among the responses is logged; empty for none.
     stop_when_held_out_falls: N stops before the last update once the held-out preference model's
@@ -62,6 +66,9 @@ class Settings:
       responses chance alone makes such a difference.
     save_every: updates between checkpoints.
     remat: what the backward pass recomputes, a key of models.transformer.REMAT.
+    compute_dtype: of activations and matrix products, "float32" or "bfloat16"; params, gradients
+      and the optimiser's arithmetic are float32. The
+      preference model scores in float32.
     optimizer: of the policy; the companion paper's learning rate is 0.01 of pretraining.
     value_optimizer: of the value function.
     """
@@ -92,11 +99,14 @@ class Settings:
     lam: float
     clip: float
     value_init: str
+    value_trunk: str
+    value_coefficient: float
     value_clip: float
     stock_phrase: str
     stop_when_held_out_falls: int
     save_every: int
     remat: str
+    compute_dtype: str
     optimizer: OptimizerConfig
     value_optimizer: OptimizerConfig
 
@@ -132,6 +142,11 @@ class Settings:
                 f"ppo.value_init is '{self.value_init}', and ppo.reward='rating' uses no "
                 "preference model; set ppo.value_init='zero_head'."
             )
+        if self.shares_trunk and self.value_init != "zero_head":
+            raise ValueError(
+                f"ppo.value_init is '{self.value_init}', whose head reads another trunk than the "
+                "policy's, which ppo.value_trunk='shared' asks for; set ppo.value_init='zero_head'."
+            )
         if self.kl_target and (not self.kl_coefficient or self.kl_horizon < self.batch_size):
             raise ValueError(
                 f"ppo.kl_target is {self.kl_target}, and a coefficient adapts from a "
@@ -143,3 +158,8 @@ class Settings:
     def has_value(self) -> bool:
         """Whether a value function is trained."""
         return self.advantage == "gae"
+
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether the value function is a head on the policy's trunk."""
+        return self.has_value and self.value_trunk == "shared"

@@ -106,7 +106,6 @@ class Models:
 def sample(
     engine: Engine,
     form: Format,
-    params: Params,
     prompts: Sequence[tuple[str, PromptRow]],
     *,
     stream: str,
@@ -115,8 +114,7 @@ def sample(
     max_new_tokens: int,
     temperature: float,
 ) -> list[Answer]:
-    """Responses of a policy, those to one prompt together; the engine then lets its weights go."""
-    engine.params = params
+    """Responses of the engine's weights, those to one prompt together; it then lets them go."""
     replies = respond(
         engine,
         form,
@@ -181,6 +179,7 @@ def make_rollout(
     prompt_tokens_limit: int,
     response_tokens_limit: int,
     temperature: float,
+    dtype: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
 ) -> Rollout:
     """Pads the texts and lets policy, reference and value function say what they think of them.
@@ -191,15 +190,18 @@ def make_rollout(
       score: float32[B].
       prompt_tokens_limit, response_tokens_limit: P and R.
       temperature: at which the replies were sampled.
+      dtype: of activations and matrix products, as in training.
     """
     prompt, prompt_mask = _padded(
         [prompt_tokens(tokenizer, form, p) for p in prompts], prompt_tokens_limit, left=True
     )
     response, mask = _padded([r.tokens for r in replies], response_tokens_limit, left=False)
     texts = shard_batch((prompt, prompt_mask, response, mask), mesh)
-    logprobs, _ = jit_reply_logprobs(config, models.policy, *texts, temperature)
-    ref_logprobs, _ = jit_reply_logprobs(config, models.reference, *texts, temperature)
-    values = None if models.value is None else jit_reply_values(config, models.value, *texts)
+    logprobs, _ = jit_reply_logprobs(config, models.policy, *texts, temperature, dtype=dtype)
+    ref_logprobs, _ = jit_reply_logprobs(config, models.reference, *texts, temperature, dtype=dtype)
+    values = models.value
+    if values is not None:
+        values = jit_reply_values(config, models.value, *texts, dtype=dtype)
     return Rollout(
         prompt=prompt,
         prompt_mask=prompt_mask,
