@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from cai_jax.datasets import cai_paper
+from cai_jax.datasets import cai_paper, capability
 from cai_jax.evaluation import multiple_choice, over_refusal
 from cai_jax.evaluation.multiple_choice import ASKED
 from cai_jax.settings import ConfigError, EngineSize, MeshShape
@@ -32,6 +32,7 @@ class EvaluationSettings:
     constitution: str
     data: str
     xstest: str
+    questions: str
     hhh_alignment: str
     evaluations: str
     modes: str
@@ -59,8 +60,17 @@ class EvaluationSettings:
                 value, floor = getattr(group, name, 1), least.get(name, int(name != "few_shots"))
                 if value < floor:
                     raise ValueError(f"{name} is {value}; it must be at least {floor}.")
-        if not names(self.evaluations):
-            raise ValueError("config.evaluations is empty; name at least one.")
+        if not names(self.evaluations) and not names(self.questions):
+            raise ValueError(
+                "config.evaluations is empty; name at least one, or files in config.questions."
+            )
+        sets = [capability.name_of(path) for path in names(self.questions)]
+        for name in sets:
+            if not name or sets.count(name) > 1 or name in (*READERS, OVER_REFUSAL):
+                raise ValueError(
+                    f"config.questions: results go by files' names, and '{name}' is empty, of two "
+                    "files or an evaluation's; rename a file."
+                )
 
 
 def names(listed: str) -> list[str]:

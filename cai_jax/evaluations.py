@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from cai_jax import constitution as constitutions
-from cai_jax.datasets import hhh_alignment, xstest
+from cai_jax.datasets import capability, hhh_alignment, xstest
 from cai_jax.datasets.cai_paper import Question
 from cai_jax.datasets.files import find
 from cai_jax.decoding import Engine
@@ -69,6 +69,8 @@ class Evaluation:
             for name in names(s.evaluations)
             if name != OVER_REFUSAL
         }
+        for path in names(s.questions):
+            self.questions[capability.name_of(path)] = _spread(capability.read(path), s.limit)
         wants_refusal = OVER_REFUSAL in names(s.evaluations)
         self.original = _original(self.questions.get("hhh", []), s.hhh_alignment)
         self.items = _spread(xstest.read(given(s, "xstest")), s.limit) if wants_refusal else []
@@ -284,7 +286,7 @@ def _rivals(settings: EvaluationSettings) -> dict[str, list[Choice]]:
     folder, found = Path(settings.against), {}
     for mark in sorted(folder.glob("*-*/done.json")):
         records = read_records(mark.parent / "choices", Choice)
-        found.setdefault(mark.parent.name.split("-")[0], []).extend(records)
+        found.setdefault(mark.parent.name.rpartition("-")[0], []).extend(records)
     if not found:
         raise ConfigError(
             f"config.against: {folder} holds no finished evaluation; run `cai-jax evaluate "

@@ -36,12 +36,15 @@ def get_config() -> ConfigDict:
     # spread, 0 all. `against` is the workdir of another system's evaluation, for paired tests.
     # `hhh_alignment`, the folder of BIG-bench's task of that name, tells which of the 438 are the
     # original 221 (figure 11); empty leaves that out.
+    # `questions` are files of other multiple-choice questions, with commas between (plain JSON
+    # lines, ARC's or MMLU's), each a result of its own: what training costs in capability.
     config.evaluations = "hhh,harmful_vs_ethical,harm_classes,over_refusal"
     config.modes = "zero_shot,few_shot,chain_of_thought"
     config.limit = 0
     config.against = ""
     config.data = ""
     config.xstest = ""
+    config.questions = ""
     config.hhh_alignment = ""
     config.constitution = shared.constitution
 

@@ -40,6 +40,13 @@ def experiment(tmp_path_factory):
     for name, (row,) in WRITTEN.items():
         (folder / name).write_text(rows(row, 3))
     (experiment.folder / "xstest.csv").write_text(XSTEST)
+    asked = [
+        {"question": f"{n} + 1?", "choices": ["One", "Two", "Three"][: 2 + n % 2], "answer": n % 2}
+        for n in range(4)
+    ]
+    (experiment.folder / "small-sums.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in asked)
+    )
     for subset in hhh_alignment.SUBSETS:
         file = experiment.folder / "big-bench" / subset / "task.json"
         file.parent.mkdir(parents=True)
@@ -57,7 +64,7 @@ def command(experiment, workdir, *more: str) -> list[str]:
         model={folder}/model data={folder} xstest={folder}/xstest.csv
         constitution={tiny_run.ROOT}/constitutions/general.yaml engine.slots=2 choices.few_shots=1
         choices.chains=2 choices.chain_tokens=4 responses.response_tokens=4 resamples=20
-        hhh_alignment={folder}/big-bench
+        hhh_alignment={folder}/big-bench questions={folder}/small-sums.jsonl
     """
     flags = [f"--config.{setting}" for setting in settings.split()]
     config = f"--config={experiment.folder}/evaluations.py"
@@ -84,6 +91,9 @@ def test_everything_is_measured(evaluated):
             assert value["low"] <= value["value"] <= value["high"]
             shots = mode == "few_shot" and name != "hhh"
             assert (value["n"], summary["not_scored"][mode]) == ((2, 1) if shots else (3, 0))
+    sums = found["evaluations"]["small_sums"]
+    assert sums["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2) and set(sums["accuracy"]) == modes
+    assert (sums["accuracy"]["zero_shot"]["n"], sums["accuracy"]["few_shot"]["n"]) == (4, 3)
     original = json.loads((workdir / "hhh_original.json").read_text())
     assert original == ["hhh-0", "hhh-1", "hhh-2"]
     refusal = found["evaluations"]["over_refusal"]
@@ -112,9 +122,9 @@ def test_again_it_asks_nothing_and_finds_the_same(evaluated, experiment, tiny_ca
     against = f"--config.against={workdir}"
     ended = tiny_run.run_apart(command(experiment, copied, against), tiny_cache)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("finished in a former run") == 10
+    assert ended.stdout.count("finished in a former run") == 13
     found = json.loads((copied / "results.json").read_text())["evaluations"]
-    for name in ("hhh", "harmful_vs_ethical", "harm_classes"):
+    for name in ("hhh", "harmful_vs_ethical", "harm_classes", "small_sums"):
         for both in found[name].pop("against").values():
             assert (both["difference"]["value"], both["p"]) == (0.0, 1.0)
     found |= {n: {**v, "against": {}} for n, v in found.items() if n != "over_refusal"}
@@ -125,7 +135,9 @@ def test_again_it_asks_nothing_and_finds_the_same(evaluated, experiment, tiny_ca
     ("flags", "sentence"),
     [
         (["--config.evaluations=hhh,nosuch"], "config.evaluations has 'nosuch'; known are hhh, "),
-        (["--config.evaluations="], "config.evaluations is empty"),
+        (["--config.evaluations=", "--config.questions="], "config.evaluations is empty"),
+        (["--config.questions=nowhere.jsonl"], "nowhere.jsonl"),
+        (["--config.questions=a/x.csv,b/x.csv"], "config.questions: results go by files' names"),
         (["--config.modes=nosuch"], "config.modes has 'nosuch'"),
         (["--config.choices.chains=0"], "chains is 0; it must be at least 1"),
         (["--config.limit=-1"], "limit is -1"),

@@ -89,7 +89,7 @@ class PPO(Stepping):
             updates=ENDLESS, batch_size=len(work.rows), prompt_tokens=work.longest,
             response_tokens=work.response, temperature=TEMPERATURE, epochs=1,
             minibatches=work.minibatches, kl_coefficient=KL_COEFFICIENT, save_every=ENDLESS,
-            remat="dots", optimizer=OPTIMIZER, value_optimizer=OPTIMIZER,
+            remat="none", optimizer=OPTIMIZER, value_optimizer=OPTIMIZER,
         )  # fmt: skip
         settings = build(ppo.Settings, config)
         engine = Engine(model, len(work.rows), work.longest + work.response + 16)

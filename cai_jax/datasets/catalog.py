@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cai_jax.datasets import (
     cai_paper,
+    capability,
     comparisons,
     hh_rlhf,
     hhh_alignment,
@@ -13,7 +14,9 @@ from cai_jax.datasets import (
 )
 from cai_jax.datasets.card import Dataset
 
-_MODULES = (hh_rlhf, red_team_attempts, cai_paper, hhh_alignment, xstest, comparisons, prompts)
+_MODULES = (
+    hh_rlhf, red_team_attempts, cai_paper, hhh_alignment, xstest, comparisons, prompts, capability,
+)  # fmt: skip
 
 
 def datasets() -> dict[str, Dataset]:

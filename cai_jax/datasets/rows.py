@@ -30,13 +30,18 @@ def read(cls: type[T], path: str | os.PathLike, key: str | None = None) -> list[
       ValueError: the file, line and field of the first bad row, or an empty file.
       OSError: the file cannot be read.
     """
+    return [(where, _typed(cls, row, where)) for where, row in untyped(path, key)]
+
+
+def untyped(path: str | os.PathLike, key: str | None = None) -> list[tuple[str, Any]]:
+    """The same rows before they are checked: whatever JSON holds."""
     if ".csv" in Path(path).suffixes:
         lines = _csv_rows(path)
     else:
         text = records.read_text(path)
         whole = key is not None or text.lstrip().startswith("[")
         lines = _entries(path, text, key) if whole else records.rows_of(text, path)
-    found = [(where, _typed(cls, row, where)) for where, row in lines]
+    found = list(lines)
     if not found:
         raise ValueError(f"{path}: the file holds no rows.")
     return found

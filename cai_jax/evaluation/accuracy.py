@@ -124,7 +124,7 @@ def summary(choices: Sequence[Choice], questions: int, seed: int, resamples: int
     names = list(credits)
     pairs = [(a, b) for n, a in enumerate(names) for b in names[n + 1 :]]
     return {
-        "chance": 1 / len(choices[0].probs()),
+        "chance": float(np.mean(list({c.id: 1 / len(c.probs()) for c in choices}.values()))),
         "accuracy": {mode: _plain(found) for mode, found in accuracies(choices).items()},
         "not_scored": {mode: questions - len(found) for mode, found in credits.items()},
         "averaged_over_chains": details,

@@ -51,7 +51,7 @@ class Choice(Record):
     """What one system said to one question.
 
     Attributes:
-      evaluation: "hhh", "harmful_vs_ethical" or "harm_classes".
+      evaluation: "hhh", "harmful_vs_ethical", "harm_classes", or the name of a file of questions.
       id: the question's.
       mode: one of ASKED, or "preference_model".
       correct: index of the right option.
