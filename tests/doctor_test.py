@@ -150,7 +150,8 @@ def test_end_masked_out_of_the_loss(look, monkeypatch):
 
 def test_scorer_at_another_temperature(look, monkeypatch):
     right = rollout.jit_reply_logprobs
-    monkeypatch.setattr(rollout, "jit_reply_logprobs", lambda *args: right(*args[:-1], 1.0))
+    warmer = lambda *args, **named: right(*args[:-1], 1.0, **named)  # noqa: E731
+    monkeypatch.setattr(rollout, "jit_reply_logprobs", warmer)
     _, faults = look(tiny_model())
     (name,) = faults
     assert name.startswith("the sampler's log-probabilities") and "nats apart" in faults[name]
