@@ -18,9 +18,8 @@ from cai_jax.training.loop import TrainingError, save_batch
 from cai_jax.training.ppo_losses import make_policy_loss, make_shared_loss, make_value_loss
 from cai_jax.training.ppo_settings import Settings
 
-# Of the first importance ratio, by compute dtype: 4e-6 in a quickstart on CPU, where bfloat16's
-# activations may be rounded elsewhere in a step's program than in the rollout's. Not measured on
-# accelerators.
+# Of the first importance ratio, by compute dtype: 4e-6 and 0 in quickstarts on CPU. Elsewhere a
+# step's program may round bfloat16 in other places than the rollout's; accelerators are unmeasured.
 RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 
