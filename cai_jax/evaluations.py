@@ -286,7 +286,7 @@ def _rivals(settings: EvaluationSettings) -> dict[str, list[Choice]]:
     folder, found = Path(settings.against), {}
     for mark in sorted(folder.glob("*-*/done.json")):
         records = read_records(mark.parent / "choices", Choice)
-        found.setdefault(mark.parent.name.rpartition("-")[0], []).extend(records)
+        found.setdefault(mark.parent.name.split("-")[0], []).extend(records)
     if not found:
         raise ConfigError(
             f"config.against: {folder} holds no finished evaluation; run `cai-jax evaluate "

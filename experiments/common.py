@@ -85,6 +85,7 @@ def get_config() -> ConfigDict:
             "shard_size": 512,
         }
     )
+    # `compute_dtype`, here and below, is that of activations and products: float32 or bfloat16.
     config.finetune = ConfigDict(
         {
             "revisions": "all",

@@ -61,6 +61,8 @@ def test_mmlu_is_csv_with_or_without_a_header(tmp_path, header):
         ({"answer": 3}, "line 2: the answer must be one of the 3 choices."),
         ({"answer": "Four"}, "line 2: the answer must be one of the 3 choices."),
         ({"choices": {"text": ["a", "b"], "label": ["A", "B"]}}, "the answer must be one of the 2"),
+        ({"choices": {"text": ["a", "b"], "label": 2}}, "the answer must be one of the 2"),
+        ({"choices": [{"text": "a", "label": "A"}, "b"]}, "choices must be 2 to 26 texts"),
     ],
 )
 def test_a_bad_row_has_its_sentence(tmp_path, change, sentence):
@@ -75,6 +77,9 @@ def test_a_row_without_a_question_and_a_file_without_rows(tmp_path):
         (tmp_path / name).write_text("")
         with pytest.raises(ValueError, match=name):
             capability.read(tmp_path / name)
+    (tmp_path / "short.csv").write_text("Where?\n")
+    with pytest.raises(ValueError, match=r"short\.csv, line 1: choices must be 2 to 26 texts"):
+        capability.read(tmp_path / "short.csv")
     (tmp_path / "bad.csv").write_text("Where?,Here,There,E\n")
     with pytest.raises(ValueError, match=r"bad\.csv, line 1: the answer must be one of the 2"):
         capability.read(tmp_path / "bad.csv")

@@ -28,7 +28,6 @@ from cai_jax.training import ppo_steps, state
 from cai_jax.training import rollout as rollouts
 from cai_jax.training.advantages import Minibatch, advantages_of
 from cai_jax.training.ppo_losses import make_policy_loss, make_shared_loss, make_value_loss
-from cai_jax.training.ppo_steps import RATIO_TOLERANCE
 from cai_jax.training.rollout import preference_scores
 
 CONSTITUTION = principles.build(
@@ -250,7 +249,7 @@ def test_compute_in_bfloat16_trains_float32_params(shared, model, tmp_path):
     assert row["objective/score"] == exact["objective/score"]
     assert row["policy/entropy"] != exact["policy/entropy"]
     assert row["policy/entropy"] == pytest.approx(exact["policy/entropy"], rel=0.01)
-    assert row["policy/first_ratio_error"] < RATIO_TOLERANCE["bfloat16"]
+    assert row["policy/first_ratio_error"] < 1e-4, "on CPU both programs round alike"
 
 
 def test_a_shared_steps_gradient_is_the_two_losses_together(model):

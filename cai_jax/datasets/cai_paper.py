@@ -58,6 +58,11 @@ _JUDGED = re.compile(
 _OPTION = re.compile(r"\n \(([A-I])\) ([^\n]+)")
 
 
+def letters(count: int) -> tuple[str, ...]:
+    """The first so many of " (A)", " (B)", ..."""
+    return tuple(f" ({chr(ord('A') + i)})" for i in range(count))
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
     """A multiple-choice question about a conversation.
@@ -83,7 +88,7 @@ class Question:
     @property
     def choices(self) -> tuple[str, ...]:
         """What follows the prompt: " (A)", " (B)", ..."""
-        return tuple(f" ({chr(ord('A') + i)})" for i in range(len(self.options)))
+        return letters(len(self.options))
 
 
 @dataclasses.dataclass(frozen=True)

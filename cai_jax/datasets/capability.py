@@ -16,7 +16,7 @@ from typing import Any
 from cai_jax import records
 from cai_jax.conversation import Conversation
 from cai_jax.datasets import rows
-from cai_jax.datasets.cai_paper import Question
+from cai_jax.datasets.cai_paper import Question, letters
 from cai_jax.datasets.card import Dataset
 
 MOST = 26  # options, which letters name
@@ -71,14 +71,14 @@ def _json(path: str | os.PathLike) -> list[tuple[str, Any, list, int]]:
             text, choices = text.get("stem"), text.get("choices")
         if isinstance(choices, dict):
             choices, labels = choices.get("text"), choices.get("label")
-        elif isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        elif isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices):
             labels = [choice.get("label") for choice in choices]
             choices = [choice.get("text") for choice in choices]
         if labels is None:
             correct = row.get("answer")
         else:
-            key = row.get("answerKey")
-            correct = labels.index(key) if key in labels else None
+            key, known = row.get("answerKey"), isinstance(labels, list)
+            correct = labels.index(key) if known and key in labels else None
         found.append((where, text, choices, correct))
     return found
 
@@ -91,7 +91,7 @@ def _csv(path: str | os.PathLike) -> list[tuple[str, Any, list, int]]:
             where = f"{path}, line {reader.line_num}"
             if not cells or (number == 0 and cells[0].strip().lower() == "question"):
                 continue
-            text, *choices, letter = cells
+            text, *choices, letter = cells if len(cells) > 1 else (*cells, "")
             correct = ord(letter.strip()) - ord("A") if len(letter.strip()) == 1 else None
             found.append((where, text, choices, correct))
     except csv.Error as error:
@@ -113,7 +113,8 @@ def _question(where: str, name: str, row: int, text: Any, choices: Any, correct:
     if type(correct) is not int or not 0 <= correct < len(choices):
         raise ValueError(f"{where}: the answer must be one of the {len(choices)} choices.")
     options = [" ".join(choice.split()) for choice in choices]
-    listed = "".join(f"\n ({chr(ord('A') + n)}) {option}" for n, option in enumerate(options))
+    named = zip(letters(len(options)), options, strict=True)
+    listed = "".join(f"\n{letter} {option}" for letter, option in named)
     return Question(
         id=name,
         row=row,

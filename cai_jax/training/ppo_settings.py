@@ -67,8 +67,7 @@ class Settings:
     save_every: updates between checkpoints.
     remat: what the backward pass recomputes, a key of models.transformer.REMAT.
     compute_dtype: of activations and matrix products, "float32" or "bfloat16"; params, gradients
-      and the optimiser's arithmetic are float32. The
-      preference model scores in float32.
+      and the optimiser's arithmetic are float32. The preference model scores in float32.
     optimizer: of the policy; the companion paper's learning rate is 0.01 of pretraining.
     value_optimizer: of the value function.
     """

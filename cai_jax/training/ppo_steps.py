@@ -37,14 +37,9 @@ def start(
     total = s.updates * s.epochs * s.minibatches
     if s.shares_trunk:
         shared = make_shared_loss(
-            config,
-            s.temperature,
-            s.clip,
-            s.value_clip,
-            s.value_coefficient,
-            s.remat,
+            config, s.temperature, s.clip, s.value_clip, s.value_coefficient, s.remat,
             s.compute_dtype,
-        )
+        )  # fmt: skip
         losses = {"policy": shared}
         starts = {"policy": heads.beside_scalar_head(policy_params)}
     else:

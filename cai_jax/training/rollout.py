@@ -199,8 +199,8 @@ def make_rollout(
     texts = shard_batch((prompt, prompt_mask, response, mask), mesh)
     logprobs, _ = jit_reply_logprobs(config, models.policy, *texts, temperature, dtype=dtype)
     ref_logprobs, _ = jit_reply_logprobs(config, models.reference, *texts, temperature, dtype=dtype)
-    values = models.value
-    if values is not None:
+    values = None
+    if models.value is not None:
         values = jit_reply_values(config, models.value, *texts, dtype=dtype)
     return Rollout(
         prompt=prompt,
