@@ -81,7 +81,7 @@ class Scores:
                     "first."
                 )
         self.mesh = mesh_of_shape(s.mesh)
-        check_batch("scorer.batch_size", s.scorer.batch_size, self.mesh)
+        check_batch("scorer.batch_size", s.scorer.batch_size, s.scorer.microbatches, self.mesh)
         self.model = load_model(s.model, s.dtype, self.mesh, progress.say)
         encoding = self.model.tokenizer, self.model.format
         self.examples = absolute_harmfulness.examples(s.scorer, *encoding, self.train)

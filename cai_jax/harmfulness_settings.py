@@ -38,7 +38,7 @@ class HarmfulnessSettings:
         counts = {"samples": self.samples, "response_tokens": self.response_tokens,
                   "resamples": self.resamples, "engine.slots": self.engine.slots,
                   "engine.max_length": self.engine.max_length}  # fmt: skip
-        scorer = ("epochs", "batch_size", "length", "save_every")
+        scorer = ("epochs", "batch_size", "microbatches", "length", "save_every")
         counts |= {f"scorer.{name}": getattr(self.scorer, name) for name in scorer}
         for name, value in counts.items():
             if value < 1:

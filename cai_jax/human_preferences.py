@@ -141,7 +141,8 @@ def run(config: Mapping[str, Any], workdir: Workdir, progress: Progress) -> None
     check_machine(s)
     pairs = read(s)
     mesh = mesh_of_shape(s.mesh)
-    check_batch("preference_model.batch_size", s.preference_model.batch_size, mesh)
+    trained = s.preference_model
+    check_batch("preference_model.batch_size", trained.batch_size, trained.microbatches, mesh)
     model = load_model(s.model, s.dtype, mesh, progress.say)
     if s.preference_model.length > model.config.context:
         raise ConfigError(

@@ -28,18 +28,25 @@ def mesh_of_shape(shape: MeshShape) -> jax.sharding.Mesh | None:
     return mesh if mesh.size > 1 else None
 
 
-def check_batch(name: str, rows: int, mesh: jax.sharding.Mesh | None) -> None:
-    """Refuses a batch that does not divide over the mesh.
+def check_batch(name: str, rows: int, microbatches: int, mesh: jax.sharding.Mesh | None) -> None:
+    """Refuses a batch that does not divide into microbatches, or they not over the mesh.
 
     Args:
-      name: of the setting, without "config.".
+      name: of the setting that says `rows`, without "config.".
 
     Raises:
       ConfigError: naming it.
     """
-    ways = row_ways(mesh) if mesh else 1
-    if rows % ways:
+    group = name.split(".")[0]
+    if rows % microbatches:
         raise ConfigError(
-            f"config.{name} is {rows}, which does not divide over the mesh's slice x data "
+            f"config.{name} is {rows}, which does not divide into config.{group}.microbatches = "
+            f"{microbatches}; change one of them."
+        )
+    ways = row_ways(mesh) if mesh else 1
+    if rows // microbatches % ways:
+        parts = f" in {microbatches} microbatches" if microbatches > 1 else ""
+        raise ConfigError(
+            f"config.{name} is {rows}{parts}, which does not divide over the mesh's slice x data "
             f"x fsdp = {ways} devices; change it or config.mesh."
         )

@@ -265,14 +265,14 @@ class Run:
 
 
 def _check_batches(s: RunSettings, mesh: jax.sharding.Mesh | None) -> None:
-    """Refuses batches that do not divide over the mesh."""
-    check_batch("finetune.batch_size", s.finetune.batch_size, mesh)
-    check_batch("preference_model.batch_size", s.preference_model.batch_size, mesh)
-    if s.algorithm == "dpo":
-        check_batch("dpo.batch_size", s.dpo.batch_size, mesh)
-    else:
+    """Refuses batches that do not divide into microbatches and over the mesh."""
+    groups = ["finetune", "preference_model"] + ["dpo"] * (s.algorithm == "dpo")
+    for name in groups:
+        group = getattr(s, name)
+        check_batch(f"{name}.batch_size", group.batch_size, group.microbatches, mesh)
+    if s.algorithm == "ppo":
         rows = s.ppo.batch_size // s.ppo.minibatches
-        check_batch("ppo.batch_size / ppo.minibatches", rows, mesh)
+        check_batch("ppo.batch_size / ppo.minibatches", rows, s.ppo.microbatches, mesh)
 
 
 def read_data(settings: RunSettings) -> Data:

@@ -173,13 +173,14 @@ _RANGES = (
         """engine.slots engine.max_length
         revise.rounds revise.response_tokens revise.critique_tokens revise.revision_tokens
         revise.helpful_samples revise.shard_size
-        finetune.epochs finetune.batch_size finetune.length finetune.save_every
+        finetune.epochs finetune.batch_size finetune.microbatches finetune.length
+        finetune.save_every
         compare.response_tokens compare.chain_tokens compare.shard_size
         preference_model.epochs preference_model.batch_size preference_model.length
-        preference_model.save_every preference_model.members
+        preference_model.save_every preference_model.microbatches preference_model.members
         ppo.updates ppo.batch_size ppo.samples ppo.prompt_tokens ppo.response_tokens ppo.epochs
-        ppo.minibatches ppo.kl_horizon ppo.save_every
-        dpo.epochs dpo.batch_size dpo.length dpo.save_every
+        ppo.minibatches ppo.microbatches ppo.kl_horizon ppo.save_every
+        dpo.epochs dpo.batch_size dpo.microbatches dpo.length dpo.save_every
         evaluate.samples evaluate.response_tokens evaluate.batch_size evaluate.resamples
         evaluate.best_of
         generate.shown generate.prompt_tokens generate.shard_size

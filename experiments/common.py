@@ -85,12 +85,14 @@ def get_config() -> ConfigDict:
             "shard_size": 512,
         }
     )
-    # `compute_dtype`, here and below, is that of activations and products: float32 or bfloat16.
+    # Here and below: a batch goes through the model in so many `microbatches` to one step of the
+    # optimiser; `compute_dtype` is that of activations and products, float32 or bfloat16.
     config.finetune = ConfigDict(
         {
             "revisions": "all",
             "epochs": 1,
             "batch_size": 32,
+            "microbatches": 1,
             "length": 1024,
             "save_every": 100,
             "remat": "full",
@@ -127,6 +129,7 @@ def get_config() -> ConfigDict:
         {
             "epochs": 1,
             "batch_size": 32,
+            "microbatches": 1,
             "length": 1024,
             "ai_weight": 1.0,
             "human_weight": 1.0,
@@ -160,6 +163,7 @@ def get_config() -> ConfigDict:
             "scale_score": False,
             "epochs": 1,
             "minibatches": 4,
+            "microbatches": 1,
             "stop_update_at_kl": 0.0,
             "kl_coefficient": 0.001,
             "kl_target": 0.0,
@@ -189,6 +193,7 @@ def get_config() -> ConfigDict:
         {
             "epochs": 1,
             "batch_size": 32,
+            "microbatches": 1,
             "length": 1024,
             "beta": 0.1,
             "ai_weight": 1.0,

@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
         {
             "epochs": 1,
             "batch_size": 32,
+            "microbatches": 1,
             "length": 1024,
             "save_every": 100,
             "remat": "full",

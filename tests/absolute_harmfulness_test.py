@@ -32,6 +32,7 @@ SETTINGS = Settings(
     batch_size=4,
     length=96,
     save_every=1000,
+    microbatches=1,
     remat="none",
     compute_dtype="float32",
     optimizer=OPTIMIZER,

@@ -23,7 +23,7 @@ OPTIMIZER = OptimizerConfig(
 )  # fmt: skip
 SETTINGS = Settings(
     epochs=1, batch_size=4, length=64, beta=0.1, ai_weight=1.0, human_weight=2.0, save_every=2,
-    remat="none", compute_dtype="float32", optimizer=OPTIMIZER,
+    microbatches=1, remat="none", compute_dtype="float32", optimizer=OPTIMIZER,
 )  # fmt: skip
 PROMPT = Conversation().human("Hi there, hello")
 

@@ -25,9 +25,19 @@ def test_one_device_is_no_mesh(monkeypatch):
 def test_a_batch_divides_over_slice_data_and_fsdp():
     shape = {"slice": 1, "data": 2, "fsdp": 3, "sequence": 7, "tensor": 5}
     six, twelve = (SimpleNamespace(shape=shape | {"slice": n}) for n in (1, 2))
-    machine.check_batch("ppo.batch_size", 8, None)
-    machine.check_batch("ppo.batch_size", 12, six)
+    machine.check_batch("ppo.batch_size", 8, 1, None)
+    machine.check_batch("ppo.batch_size", 12, 1, six)
     with pytest.raises(ConfigError, match=r"config.ppo.batch_size is 8.*data x fsdp = 6 devices"):
-        machine.check_batch("ppo.batch_size", 8, six)
+        machine.check_batch("ppo.batch_size", 8, 1, six)
     with pytest.raises(ConfigError, match="slice x data x fsdp = 12 devices"):
-        machine.check_batch("ppo.batch_size", 6, twelve)
+        machine.check_batch("ppo.batch_size", 6, 1, twelve)
+
+
+def test_a_batch_divides_into_microbatches_and_each_over_the_mesh():
+    four = SimpleNamespace(shape={"slice": 1, "data": 4, "fsdp": 1, "sequence": 1, "tensor": 1})
+    machine.check_batch("dpo.batch_size", 8, 4, None)
+    machine.check_batch("dpo.batch_size", 8, 2, four)
+    with pytest.raises(ConfigError, match=r"is 8, .* config.dpo.microbatches = 3; change one"):
+        machine.check_batch("dpo.batch_size", 8, 3, None)
+    with pytest.raises(ConfigError, match="is 8 in 4 microbatches, which does not divide over"):
+        machine.check_batch("dpo.batch_size", 8, 4, four)

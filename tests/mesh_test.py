@@ -76,14 +76,14 @@ def sizes(**given):
     return dict.fromkeys(mesh.MESH_AXES, 1) | given
 
 
-def train(shape, accumulate=1):
+def train(shape, microbatches=1):
     """Three steps on a mesh; the losses, and the state to look at."""
     o = optimizer.make(CONFIG, 100)
     m = mesh.make_mesh(shape)
     s = state.create(new_params(), o)
     placed = mesh.param_shardings(s, m, mesh.DEFAULT_RULES)
     s = jax.device_put(s, placed)
-    step = state.make_step(loss_fn, o, accumulate=accumulate, state_shardings=placed)
+    step = state.make_step(loss_fn, o, microbatches=microbatches, state_shardings=placed)
     out = []
     for _ in range(3):
         s, metrics = step(s, mesh.shard_batch(ragged_batch(), m))
@@ -100,18 +100,18 @@ EIGHT = """
     import mesh_test
     assert jax.device_count() == 8
     one, _ = mesh_test.train_on_one()
-    for slice_, data, fsdp, tensor, accumulate in [
+    for slice_, data, fsdp, tensor, microbatches in [
         (1, 2, 4, 1, 1), (1, 4, 2, 1, 1), (1, 2, -1, 2, 2), (2, 1, 2, 2, 1)
     ]:
         shape = mesh_test.sizes(slice=slice_, data=data, fsdp=fsdp, tensor=tensor)
-        many, s = mesh_test.train(shape, accumulate)
+        many, s = mesh_test.train(shape, microbatches)
         np.testing.assert_allclose(many, one, rtol=2e-5)
         q = s.params["layers"]["q"]["kernel"]
         nu = s.opt_state[1].nu["layers"]["q"]["kernel"]
         ways = 2 if (fsdp, tensor) == (2, 1) else 4  # embed over fsdp times heads over tensor
         assert q.addressable_shards[0].data.size == q.size // ways
         assert nu.addressable_shards[0].data.size == q.size // ways
-        print("equal on", shape, accumulate)
+        print("equal on", shape, microbatches)
     try:
         mesh_test.train(mesh_test.sizes(tensor=8))
     except ValueError as error:

@@ -252,6 +252,24 @@ def test_compute_in_bfloat16_trains_float32_params(shared, model, tmp_path):
     assert row["policy/first_ratio_error"] < 1e-4, "on CPU both programs round alike"
 
 
+@pytest.mark.parametrize("settings", [SMALL, SHARED], ids=["own trunk", "shared trunk"])
+def test_microbatches_give_the_whole_minibatchs_update(settings, model, tmp_path):
+    """The first update's metrics too: same samples, same steps, less of them in memory."""
+
+    def update(microbatches):
+        STEPS.clear()
+        given = dataclasses.replace(settings, updates=1, microbatches=microbatches)
+        found = train(tmp_path / str(microbatches), model, given, pm=scorer(model))
+        STEPS.clear()
+        return found
+
+    (whole, (expected,)), (split, (row,)) = update(1), update(2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), split, whole)
+    for name in ("policy/loss", "policy/entropy", "policy/grad_norm", "policy/max_ratio_error"):
+        assert row[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-5), name
+    assert row["policy/loss"] != expected["policy/loss"], "it was one batch"
+
+
 def test_a_shared_steps_gradient_is_the_two_losses_together(model):
     """With the head at its start nothing flows to the trunk from values; so one that is not 0."""
     params = model.params | {"scalar_head": scorer(model)["scalar_head"]}
@@ -280,7 +298,11 @@ def test_the_minibatch_that_passes_the_limit_is_the_last(limit, taken, tmp_path)
     """The n-th finds the policy 0.01 (n - 1) away."""
 
     def policy(n, minibatch):
-        return n + 1, {"policy/ratio_error": 0.0, "policy/kl_to_old": 0.01 * n, "train/loss": 1.0}
+        return n + 1, {
+            "policy/max_ratio_error": 0.0,
+            "policy/kl_to_old": 0.01 * n,
+            "train/loss": 1.0,
+        }
 
     def value(n, minibatch):
         return n + 1, {"train/loss": 2.0}

@@ -40,8 +40,8 @@ SETTINGS = Settings(
     kl_estimator="k1", kl_placement="tokens",
     advantage="gae", whiten=True, gamma=1.0, lam=0.95, clip=0.2, value_init="preference_model",
     value_trunk="own", value_coefficient=0.1,
-    value_clip=0.2, stock_phrase="", stop_when_held_out_falls=0, save_every=100, remat="none",
-    compute_dtype="float32",
+    value_clip=0.2, stock_phrase="", stop_when_held_out_falls=0, save_every=100,
+    microbatches=1, remat="none", compute_dtype="float32",
     optimizer=OPTIMIZER, value_optimizer=OPTIMIZER,
 )  # fmt: skip
 SOURCE = Provenance("model@0", "test@0", 0, "")

@@ -22,7 +22,7 @@ OPTIMIZER = OptimizerConfig(
 )  # fmt: skip
 SETTINGS = Settings(
     epochs=1, batch_size=4, length=64, ai_weight=1.0, human_weight=2.0, held_out=0.0,
-    members=1, halves=False, save_every=1000, remat="none", compute_dtype="float32",
+    members=1, halves=False, save_every=1000, microbatches=1, remat="none", compute_dtype="float32",
     optimizer=OPTIMIZER,
 )  # fmt: skip
 SOURCE = Provenance("model@0", "test@0", 0, "")

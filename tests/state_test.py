@@ -76,12 +76,24 @@ def test_accumulation_is_the_whole_batch(parts):
     # Rows have 1 to 8 targets: a mean of microbatch means would differ.
     o = make()
     whole, expected = state.make_step(bigram_loss, o)(state.create(new_params(), o), ragged_batch())
-    split, metrics = state.make_step(bigram_loss, o, accumulate=parts)(
+    split, metrics = state.make_step(bigram_loss, o, microbatches=parts)(
         state.create(new_params(), o), ragged_batch()
     )
     chex.assert_trees_all_close(metrics, expected, rtol=1e-5)
     chex.assert_trees_all_close(split.opt_state, whole.opt_state, rtol=1e-4, atol=1e-7)
     assert split.step == 1
+
+
+def test_of_metrics_named_max_it_is_the_greatest():
+    def loss_fn(params, part):
+        loss, metrics = bigram_loss(params, part)
+        return loss, {**metrics, "a/max_token": part.tokens.max().astype(jnp.float32)}
+
+    o = make()
+    _, metrics = state.make_step(loss_fn, o, microbatches=4)(
+        state.create(new_params(), o), ragged_batch()
+    )
+    assert metrics["a/max_token"] == ragged_batch().tokens.max()
 
 
 def test_a_microbatch_without_targets_counts_for_nothing():
@@ -95,7 +107,7 @@ def test_a_microbatch_without_targets_counts_for_nothing():
 
     o = make()
     _, expected = state.make_step(bigram_loss, o)(state.create(new_params(), o), b)
-    s, metrics = state.make_step(loss_fn, o, accumulate=2)(state.create(new_params(), o), b)
+    s, metrics = state.make_step(loss_fn, o, microbatches=2)(state.create(new_params(), o), b)
     np.testing.assert_allclose(metrics["train/loss"], expected["train/loss"], rtol=1e-5)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(s.params))
 
@@ -103,9 +115,11 @@ def test_a_microbatch_without_targets_counts_for_nothing():
 def test_accumulation_refuses_what_it_cannot_weigh():
     o = make()
     with pytest.raises(ValueError, match="8 rows does not divide into 3 microbatches"):
-        state.make_step(bigram_loss, o, accumulate=3)(state.create(new_params(), o), ragged_batch())
+        state.make_step(bigram_loss, o, microbatches=3)(
+            state.create(new_params(), o), ragged_batch()
+        )
     with pytest.raises(ValueError, match="metrics hold 'count'"):
-        state.make_step(lambda p, b: (bigram_loss(p, b)[0], {}), o, accumulate=2)(
+        state.make_step(lambda p, b: (bigram_loss(p, b)[0], {}), o, microbatches=2)(
             state.create(new_params(), o), ragged_batch()
         )
 

@@ -92,8 +92,8 @@ PROGRAM = """
         mesh = shape and make_mesh(dict(zip(MESH_AXES, shape)))
         for stage, (loss, params, batch) in stages.items():
             now = place(state.create(jax.tree.map(jnp.array, params), opt), mesh)
-            accumulate = 2 if stage == "sl" and not (mesh and row_ways(mesh) > 4) else 1
-            step = state.make_step(loss, opt, accumulate, layout(now))
+            microbatches = 2 if stage == "sl" and not (mesh and row_ways(mesh) > 4) else 1
+            step = state.make_step(loss, opt, microbatches, layout(now))
             losses = []
             for _ in range(3):
                 now, metrics = step(now, shard_batch(batch, mesh))

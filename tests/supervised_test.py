@@ -20,8 +20,8 @@ OPTIMIZER = OptimizerConfig(
     b1=0.9, b2=0.95, eps=1e-8, clip_norm=1.0, moment_dtype="float32",
 )  # fmt: skip
 SETTINGS = Settings(
-    revisions="all", epochs=1, batch_size=2, length=64, save_every=100, remat="none",
-    compute_dtype="float32",
+    revisions="all", epochs=1, batch_size=2, length=64, save_every=100,
+    microbatches=1, remat="none", compute_dtype="float32",
     optimizer=OPTIMIZER,
 )  # fmt: skip
 SOURCE = Provenance("model@0", "test@0", 0, "")

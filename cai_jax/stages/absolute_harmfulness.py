@@ -35,6 +35,8 @@ class Settings:
     """Attributes:
     epochs: not given in the paper.
     batch_size: conversations a step, over all devices.
+    microbatches: that a batch goes through the model in, one after the other: less memory, and the
+      update is still the whole batch's.
     length: tokens of a conversation; longer ones are left out and counted.
     save_every: steps between checkpoints.
     remat: what the backward pass recomputes, a key of models.transformer.REMAT.
@@ -45,6 +47,7 @@ class Settings:
 
     epochs: int
     batch_size: int
+    microbatches: int
     length: int
     save_every: int
     remat: str
@@ -165,4 +168,5 @@ def train_scorer(
     return fit(
         begun, make_loss(config, settings.remat, settings.compute_dtype), settings.optimizer,
         planned, directory, settings.save_every, progress, mesh,
+        settings.microbatches,
     )  # fmt: skip

@@ -39,6 +39,8 @@ class Settings:
     """Attributes:
     epochs: passes over the comparisons.
     batch_size: pairs a step, over all devices.
+    microbatches: that a batch goes through the model in, one after the other: less memory, and the
+      update is still the whole batch's.
     length: tokens of a prompt and a response; longer pairs are left out and counted.
     beta: strength of the pull to SL-CAI; 0.1 in Rafailov et al.
     ai_weight: loss weight of AI comparisons.
@@ -52,6 +54,7 @@ class Settings:
 
     epochs: int
     batch_size: int
+    microbatches: int
     length: int
     beta: float
     ai_weight: float
@@ -265,6 +268,7 @@ def train_dpo(
     return fit(
         params, make_loss(config, settings), settings.optimizer, planned, directory,
         settings.save_every, progress, mesh,
+        settings.microbatches,
     )  # fmt: skip
 
 

@@ -37,6 +37,8 @@ class Settings:
     """Attributes:
     epochs: 1 in the paper.
     batch_size: pairs a step, over all devices.
+    microbatches: that a batch goes through the model in, one after the other: less memory, and the
+      update is still the whole batch's.
     length: tokens of a prompt and a response; longer pairs are left out and counted.
     ai_weight: loss weight of AI comparisons; the companion paper's is 1 to 10 on harmlessness.
     human_weight: loss weight of human comparisons.
@@ -54,6 +56,7 @@ class Settings:
 
     epochs: int
     batch_size: int
+    microbatches: int
     length: int
     ai_weight: float
     human_weight: float
@@ -227,4 +230,5 @@ def train_preference_model(
         heads.with_scalar_head(params),
         make_loss(config, settings.remat, settings.compute_dtype),
         settings.optimizer, planned, directory, settings.save_every, progress, mesh,
+        settings.microbatches,
     )  # fmt: skip

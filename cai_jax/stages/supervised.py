@@ -31,6 +31,8 @@ class Settings:
     revisions: "all" trains on every revision (section 3.1), "final" on the last of each chain.
     epochs: 1 in the paper.
     batch_size: rows of packed text, over all devices.
+    microbatches: that a batch goes through the model in, one after the other: less memory, and the
+      update is still the whole batch's.
     length: tokens in a row; longer examples are refused.
     save_every: steps between checkpoints.
     remat: what the backward pass recomputes, a key of models.transformer.REMAT.
@@ -42,6 +44,7 @@ class Settings:
     revisions: str
     epochs: int
     batch_size: int
+    microbatches: int
     length: int
     save_every: int
     remat: str
@@ -139,4 +142,5 @@ def finetune(
     return fit(
         params, make_loss(config, settings.remat, settings.compute_dtype), settings.optimizer,
         batches, directory, settings.save_every, progress, mesh,
+        settings.microbatches,
     )  # fmt: skip

@@ -27,6 +27,7 @@ def fit(
     save_every: int,
     progress: Callable[[int, int, dict], None],
     mesh: jax.sharding.Mesh | None = None,
+    microbatches: int = 1,
 ) -> Params:
     """Trains a step on each batch; resumes from the newest checkpoint in `directory`.
 
@@ -37,6 +38,7 @@ def fit(
         tokens that it trains on.
       save_every: steps between checkpoints.
       mesh: over which params, optimiser state and batches are split; None for one device.
+      microbatches: that each batch goes through the model in; the update is the whole batch's.
 
     Returns:
       the trained params.
@@ -56,7 +58,7 @@ def fit(
 
     final = train(
         start,
-        state.make_step(loss_fn, opt, state_shardings=layout(start)),
+        state.make_step(loss_fn, opt, microbatches, layout(start)),
         lambda n: shard_batch(batches[n], mesh),
         len(batches),
         checkpoints,

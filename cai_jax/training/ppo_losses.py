@@ -43,7 +43,8 @@ def make_value_loss(config: ModelConfig, clip: float, remat: str, dtype: str = "
         values = reply_values(
             config, params, r.prompt, r.prompt_mask, r.response, r.mask, remat, dtype
         )  # fmt: skip
-        return clipped_value_loss(values, r.values, batch.returns, r.mask, clip)
+        loss, metrics = clipped_value_loss(values, r.values, batch.returns, r.mask, clip)
+        return loss, {**metrics, "count": r.mask.sum().astype(jnp.float32)}
 
     return loss_fn
 
@@ -82,4 +83,5 @@ def _policy_loss(
     loss, metrics = clipped_policy_loss(logprobs, r.logprobs, batch.advantages, r.mask, clip)
     moved = jnp.where(r.mask, jnp.abs(jnp.exp(logprobs - r.logprobs) - 1), 0.0)
     entropy = masked_mean(entropies, r.mask)
-    return loss, {**metrics, "policy/entropy": entropy, "policy/ratio_error": moved.max()}
+    metrics |= {"policy/entropy": entropy, "policy/max_ratio_error": moved.max()}
+    return loss, {**metrics, "count": r.mask.sum().astype(jnp.float32)}

@@ -39,6 +39,8 @@ class Settings:
     scale_score: divide scores by those responses' standard deviation.
     epochs: passes over a rollout; the companion paper's K is 1, 2 or 4.
     minibatches: optimiser steps a pass.
+    microbatches: that each of them goes through the model in, one after the other: less memory,
+      and the step is still the whole minibatch's.
     stop_update_at_kl: leave out an update's remaining minibatches once one finds the policy this
       far from the one that sampled, in nats a token (k3); 0 never does.
     kl_coefficient: lambda; 0.001 in the companion paper. Where it adapts, its start.
@@ -86,6 +88,7 @@ class Settings:
     scale_score: bool
     epochs: int
     minibatches: int
+    microbatches: int
     stop_update_at_kl: float
     kl_coefficient: float
     kl_target: float

@@ -59,7 +59,7 @@ def start(
     states = place({name: state.create(starts[name], opts[name]) for name in starts}, mesh)
     laid_out = layout(states)
     steps = {
-        name: state.make_step(losses[name], opts[name], state_shardings=laid_out[name])
+        name: state.make_step(losses[name], opts[name], s.microbatches, laid_out[name])
         for name in starts
     }
     return states, steps
@@ -97,9 +97,9 @@ def train_on(
     for number, minibatch in enumerate(parts, start=1):
         minibatch = shard_batch(minibatch, mesh)
         states["policy"], last = steps["policy"](states["policy"], minibatch)
-        error = float(last["policy/ratio_error"])
+        error = float(last["policy/max_ratio_error"])
         if number == 1:
-            found["policy/first_ratio_error"] = last["policy/ratio_error"]
+            found["policy/first_ratio_error"] = last["policy/max_ratio_error"]
             if not error < RATIO_TOLERANCE[settings.compute_dtype]:
                 raise TrainingError(
                     f"PPO update {update}: the policy gives its own samples other "

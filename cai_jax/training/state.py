@@ -53,19 +53,19 @@ def apply_gradients(
 def make_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
-    accumulate: int = 1,
+    microbatches: int = 1,
     state_shardings: TrainState | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds a jitted `step(state, batch, *frozen) -> (state, metrics)`; `state` is donated.
 
     Args:
       loss_fn: loss_fn(params, batch, *frozen) -> (loss float32[], metrics of float32[]). The loss
-        is a mean; with accumulate > 1 its metrics hold "count", the size of that mean (targets,
+        is a mean; with microbatches > 1 its metrics hold "count", the size of that mean (targets,
         pairs, tokens).
       optimizer: from `optimizer.make`.
-      accumulate: microbatches a batch is split into; its leading axis is a multiple of it.
-        Gradients, loss and metrics are means over microbatches weighted by count, so the update
-        is that of the whole batch.
+      microbatches: that a batch is split into; its leading axis is a multiple of it. Gradients,
+        loss and metrics are means over microbatches weighted by count, so the update is that of
+        the whole batch; of metrics named "max_..." after their group it is the greatest.
       state_shardings: layout of the returned state; the caller puts the first state there.
 
     Returns:
@@ -80,10 +80,10 @@ def make_step(
         def whole(params, part):
             return jax.value_and_grad(loss_fn, has_aux=True)(params, part, *frozen)
 
-        if accumulate == 1:
+        if microbatches == 1:
             (loss, metrics), gradients = whole(state.params, batch)
         else:
-            (loss, metrics), gradients = _accumulated(whole, state.params, batch, accumulate)
+            (loss, metrics), gradients = _accumulated(whole, state.params, batch, microbatches)
         state = apply_gradients(state, gradients, optimizer)
         metrics = dict(metrics)
         if "count" in metrics:
@@ -105,7 +105,7 @@ def _accumulated(gradient_fn, params: PyTree, batch: PyTree, parts: int):
         if x.shape[0] % parts:
             raise ValueError(
                 f"A batch of {x.shape[0]} rows does not divide into {parts} microbatches; "
-                "change batch_size or accumulate."
+                "change batch_size or microbatches."
             )
         # Microbatch i takes rows i, i + parts, ...: each device keeps a share of its own rows.
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
@@ -114,21 +114,25 @@ def _accumulated(gradient_fn, params: PyTree, batch: PyTree, parts: int):
         (loss, metrics), gradients = gradient_fn(params, part)
         if "count" not in metrics:
             raise ValueError("Gradient accumulation needs a loss_fn whose metrics hold 'count'.")
-        metrics = dict(metrics)
+        metrics, maxima = dict(metrics), {}
         count = jnp.asarray(metrics.pop("count"), jnp.float32)
+        for name in [name for name in metrics if name.split("/")[-1].startswith("max_")]:
+            maxima[name] = metrics.pop(name)
         # A microbatch without any target weighs nothing, whatever its mean came to.
         scale = jax.tree.map(
             lambda x: jnp.where(count > 0, count * x, jnp.zeros_like(x)),
             ((loss, metrics), gradients),
         )
-        return scale, count
+        return (scale, count), maxima
 
     def body(total, part):
-        return jax.tree.map(jnp.add, total, weighted(part)), None
+        found, maxima = weighted(part)
+        return jax.tree.map(jnp.add, total, found), maxima
 
     microbatches = jax.tree.map(split, batch)
-    shapes = jax.eval_shape(weighted, jax.tree.map(lambda x: x[0], microbatches))
+    shapes, _ = jax.eval_shape(weighted, jax.tree.map(lambda x: x[0], microbatches))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (sums, count), _ = jax.lax.scan(body, zeros, microbatches)
+    (sums, count), maxima = jax.lax.scan(body, zeros, microbatches)
     (loss, metrics), gradients = jax.tree.map(lambda x: x / jnp.maximum(count, 1e-6), sums)
-    return (loss, {**metrics, "count": count}), gradients
+    metrics |= {name: x.max() for name, x in maxima.items()} | {"count": count}
+    return (loss, metrics), gradients
