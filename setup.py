@@ -2,6 +2,14 @@
 
 from setuptools import find_packages, setup
 
+# Whose losses ours are compared with. tunix holds transformers below the version tested with, so
+# these come over the tests' own, after them (.ci/run), or into an environment of their own.
+PEERS = [
+    "torch>=2.13,<3",
+    "transformers>=5.12,<6",
+    "google-tunix>=0.1.7,<0.2",
+    "trl>=1.16,<1.17",  # tests/losses_test.py calls its trainer's inside
+]
 TORCH = ["torch>=2.13,<3", "transformers>=5.23,<6"]  # to compare with; the package has no use of it
 
 setup(
@@ -40,14 +48,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "plan": ["libtpu>=0.0.42,<0.0.43"],  # compiles for TPUs on any Linux machine
-        # An environment apart from "test": tunix holds transformers below the version tested with.
-        "bench": [
-            "torch>=2.13,<3",
-            "transformers>=5.12,<6",
-            "llama-cpp-python>=0.3.36,<0.4",
-            "google-tunix>=0.1.7,<0.2",
-            "trl>=1.16,<1.17",  # tests/losses_test.py calls its trainer's inside
-        ],
+        "peers": PEERS,
+        "bench": [*PEERS, "llama-cpp-python>=0.3.36,<0.4"],
     },
     entry_points={"console_scripts": ["cai-jax=cai_jax.cli:main"]},
 )
