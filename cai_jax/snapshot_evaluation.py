@@ -26,7 +26,7 @@ from cai_jax.models.scoring import score_texts
 from cai_jax.pipeline import counter, read_records
 from cai_jax.principles import Constitution
 from cai_jax.progress import Progress, ResultRow
-from cai_jax.records import Revision, from_json, read_rows
+from cai_jax.records import Revision
 from cai_jax.settings import ConfigError, EngineSize, MeshShape, build
 from cai_jax.shards import write_atomically
 from cai_jax.snapshot_answers import titles
@@ -64,7 +64,7 @@ class SnapshotSettings:
         if len(judges) != 1:
             raise ValueError(
                 "give one judge: config.judge (a model), config.preference_model (the folder of "
-                "one) or config.records (a file of people's comparisons), not "
+                "one) or config.records (people's comparisons), not "
                 f"{len(judges)} of them."
             )
         if bool(self.runs) == bool(self.records):
@@ -99,9 +99,7 @@ def compare_runs(config: Mapping[str, Any], path: Path, force: bool, progress: P
     snapshots: dict[str, Snapshot] = {}
     by_revision: dict[str, list[RevisionScore]] = {}
     if s.records:
-        made = [from_json(SnapshotComparison, row, where) for where, row in read_rows(s.records)]
-        if not made:
-            raise ConfigError(f"config.records: {s.records} holds no comparisons.")
+        made = snapshot_comparisons.read(Path(s.records))
         workdir.prepare(s, 10_000_000)
     else:
         folders = [Path(run.strip()) for run in s.runs.split(",")]

@@ -5,6 +5,8 @@ import os
 # Before transformers is imported: the models compared with are written by the tests themselves.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before jax is: most of the tests' time is compilation, of programs that run once.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 from pathlib import Path
 

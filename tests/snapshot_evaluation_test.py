@@ -147,6 +147,16 @@ def test_peoples_comparisons(tiny_cache, tmp_path, capsys):
     found = json.loads((tmp_path / "w" / "results.json").read_text())
     assert found["anchor"] == "old" and found["standings"]["helpful"]["elo"]["new"]["value"] > 200
 
+    folder = tmp_path / "records"
+    folder.mkdir()
+    argv = command(tmp_path / "shards", f"records={folder}")
+    assert tiny_run.run(argv, tiny_cache) == 2
+    assert "records holds no comparisons of snapshots." in capsys.readouterr().err
+    (folder / "00000.jsonl").write_text("".join(map(to_line, made[:2])))
+    (folder / "00001.jsonl").write_text("".join(map(to_line, made[2:])))
+    assert tiny_run.run(argv, tiny_cache) == 0
+    assert json.loads((tmp_path / "shards" / "results.json").read_text()) == found
+
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),

@@ -23,7 +23,7 @@ from cai_jax.evaluation.intervals import Interval
 from cai_jax.evaluation.snapshots import Answer
 from cai_jax.principles import ComparisonPrinciple, Constitution
 from cai_jax.prompts import CHOICES, Format
-from cai_jax.records import Kind, Record
+from cai_jax.records import Kind, Record, from_json, read_rows
 from cai_jax.script import Choose, Script
 from cai_jax.shards import Shards
 
@@ -52,6 +52,20 @@ class SnapshotComparison(Record):
     prob_a: float
     judge: str
     option_logprobs: tuple[tuple[float, ...], ...]
+
+
+def read(path: Path) -> list[SnapshotComparison]:
+    """Comparisons already made, of a file or of a folder of such.
+
+    Raises:
+      ValueError: there is none, or one is malformed, with file and line.
+      OSError: a file that cannot be read.
+    """
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    rows = itertools.chain.from_iterable(map(read_rows, files))
+    if made := [from_json(SnapshotComparison, row, where) for where, row in rows]:
+        return made
+    raise ValueError(f"{path} holds no comparisons of snapshots.")
 
 
 def paired_answers(answers: Mapping[str, Sequence[Answer]]) -> list[SnapshotComparison]:
