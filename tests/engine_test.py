@@ -389,6 +389,21 @@ def test_logprobs_are_those_of_the_training_forward(engine, model):
             np.testing.assert_allclose(sampled.logprobs, found, atol=1e-4)
 
 
+def test_weights_in_bfloat16_give_nearly_the_same_logprobs(engine, model):
+    """Reading, scoring and sampling, several slots at a time; on CPU too."""
+    coarse = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
+    halved = Engine(dataclasses.replace(model, params=coarse), slots=4, max_length=128)
+    scripts = [
+        Script((Force(f"({i} ab:é\n"), Choose((" (A)", " (B)", "é")), Sample(6)), f"{i}")
+        for i in range(6)
+    ]
+    for exact, near in zip(engine.run(scripts), halved.run(scripts), strict=True):
+        a, b = (found.segments[1].option_logprobs for found in (exact, near))
+        np.testing.assert_allclose(b, a, rtol=0.02, atol=0.05)
+        assert not np.array_equal(a, b)
+        assert len(near.segments[2].logprobs) > 0
+
+
 def test_other_params_of_the_same_shapes(model):
     engine = Engine(model, slots=4, max_length=128)
     other = dataclasses.replace(model, params=jax.tree.map(lambda x: 0.9 * x, model.params))

@@ -168,7 +168,8 @@ def final_logits(config: ModelConfig, dtype: jnp.dtype, params: Params, x: jax.A
 def logits(params: Params, hidden: jax.Array) -> jax.Array:
     """[D, N] -> float32[N, V]."""
     head = params["head"].astype(hidden.dtype)
-    return jnp.dot(head, hidden, preferred_element_type=jnp.float32).T
+    # Not as a product that is then transposed: XLA's CPU compiler has none of bfloat16 to float32.
+    return jnp.einsum("dn,vd->nv", hidden, head, preferred_element_type=jnp.float32)
 
 
 # Jitted, so that tracing goes through one layer and not through all of them.
