@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from benchmarks.hlo_traffic import Traffic, host_transfers, loop_traffic
 from cai_jax.decoding import bursts, reading
 from cai_jax.decoding.calls import FEEDS, NODES, SIZES
 from cai_jax.decoding.sampling import Rule
@@ -27,6 +26,7 @@ from cai_jax.mesh import fitted
 from cai_jax.models import kv_cache, transformer
 from cai_jax.models.cached import abstract_unstacked
 from cai_jax.models.config import ModelConfig
+from cai_jax.plan.hlo_traffic import Traffic, host_transfers, loop_traffic
 
 STEPS = 64  # of a burst
 PREFIX = 2048  # tokens that all slots read first

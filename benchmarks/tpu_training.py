@@ -20,11 +20,11 @@ from benchmarks import tpu
 import jax
 import jax.numpy as jnp
 
-from benchmarks.hlo_traffic import collectives, host_transfers
 from cai_jax.batch import TokenBatch
 from cai_jax.mesh import DEFAULT_RULES, batch_sharding, param_shardings, row_ways
 from cai_jax.models import transformer
 from cai_jax.models.config import ModelConfig
+from cai_jax.plan.hlo_traffic import collectives, host_transfers
 from cai_jax.stages.supervised import make_loss
 from cai_jax.training import optimizer, state
 

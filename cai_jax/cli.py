@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
+
+from cai_jax.command_config import UsageError, defaults_of, parse
 
 USAGE = """cai-jax: Constitutional AI, from a constitution to an assistant.
 
@@ -38,6 +39,8 @@ On its own, with the experiment of its name (experiments/label_ablation.py and s
 
 Before a run, without a workdir:
   doctor        show one example of every stage token by token, and check that all fits together
+  plan          compile a config's training steps for a TPU topology, without one: memory, bounds,
+                what to change where they do not fit: --topology=v5e-16 [--slices=N]
 
 Without a config; each takes --help:
   chat            talk: chat --model=NAME_OR_PATH, or chat --workdir=DIR [--stage=finetune|ppo|dpo]
@@ -54,10 +57,6 @@ STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "
 ALONE = ("label-ablation", "generate-prompts", "harmfulness", "human-preferences")
 TOOLS = ("chat", "fetch", "data", "constitution", "import-weights", "export-weights")
 CURVES = ("tensorboard", "wandb")
-
-
-class UsageError(ValueError):
-    """A command line that cannot be understood."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
             _alone(verb, rest)
         elif verb == "doctor":
             _doctor(rest)
+        elif verb == "plan":
+            return _plan(rest)
         elif verb in CURVES:
             from cai_jax import curves
 
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
                 keep_compiled_programs()
             getattr(tools, verb.replace("-", "_"))(rest)
         else:
-            known = ", ".join(("run", *STAGES, *ALONE, "doctor", *CURVES, *TOOLS))
+            known = ", ".join(("run", *STAGES, *ALONE, "doctor", "plan", *CURVES, *TOOLS))
             raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
     except KeyboardInterrupt as stopped:  # or SIGTERM, of training.preemption
         said = str(stopped) or "Stopped"
@@ -205,61 +206,26 @@ def _doctor(arguments: list[str]) -> None:
     doctor(settings, data.red_team, data.helpful, data.label_pairs)
 
 
-def parse(arguments: list[str], needs_workdir: bool = True):
-    """(ConfigDict, workdir, force) from flags; workdir is None where none is needed or given.
+def _plan(arguments: list[str]) -> int:
+    """1 where a step does not fit."""
+    own = [a for a in arguments if a.startswith(("--topology=", "--slices="))]
+    given = dict(a.removeprefix("--").split("=", 1) for a in own)
+    if "topology" not in given:
+        raise UsageError("--topology=NAME is missing: a TPU type such as v5e-16.")
+    slices = given.get("slices", "1")
+    if not slices.isdecimal() or int(slices) < 1:
+        raise UsageError(f"--slices={slices} is no number of slices.")
+    config, _, _ = parse([a for a in arguments if a not in own], needs_workdir=False)
+    from cai_jax.plan.topology import without_a_tpu
 
-    Raises:
-      UsageError: a flag or config key that does not exist, or a config file that cannot be read.
-    """
-    from absl import flags
+    without_a_tpu()
+    from cai_jax.plan.report import plan
+    from cai_jax.progress import Progress
+    from cai_jax.settings import run_settings
 
-    given = _config_given(arguments)
-    if given is None:
-        raise UsageError("--config=FILE.py is missing, such as experiments/quickstart.py.")
-    file = Path(given.split(":")[0])
-    if not file.is_file():
-        raise UsageError(f"--config: there is no file {file}.")
-    folders = _import_folders(file)
-    sys.path[:0] = folders
-    try:
-        config, _ = _parsed([f"--config={given}"])
-        if hasattr(config, "keys"):  # what stands for a file that was not found raises here
-            _check_keys(config, arguments)
-        else:
-            raise UsageError(f"{file}: get_config() gives {config!r}, which is no ConfigDict.")
-    except UsageError:
-        raise
-    except (Exception, SystemExit) as error:  # a config file is code and can fail in any way
-        raise UsageError(f"{file} cannot be used: {_sentence(error)}.") from error
-    else:
-        try:
-            config, values = _parsed(arguments)
-        except flags.Error as error:
-            raise UsageError(f"{_sentence(error)}.") from error
-    finally:
-        for folder in folders:
-            sys.path.remove(folder)
-    if not values.workdir and needs_workdir:
-        raise UsageError("--workdir=DIR is missing: the folder for records and checkpoints.")
-    return config, Path(values.workdir) if values.workdir else None, values.force
-
-
-def defaults_of(arguments: list[str]) -> dict | None:
-    """The settings of the common.py that arguments' config imports; None where there is none."""
-    file = Path(_config_given(arguments).split(":")[0])
-    common = Path(_import_folders(file)[-1]) / "common.py"
-    return _parsed([f"--config={common}"])[0].to_dict() if common.is_file() else None
-
-
-def _config_given(arguments: list[str]) -> str | None:
-    return next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
-
-
-def _import_folders(file: Path) -> list[str]:
-    """Where an experiment imports from: its own folder, and the nearest above with a common.py."""
-    above = file.resolve().parents
-    shared = next((folder for folder in above if (folder / "common.py").is_file()), above[0])
-    return list(dict.fromkeys((str(above[0]), str(shared))))
+    with Progress() as progress:
+        fits = plan(run_settings(config), given["topology"], int(slices), progress)
+    return 0 if fits else 1
 
 
 def keep_compiled_programs() -> None:
@@ -270,48 +236,6 @@ def keep_compiled_programs() -> None:
 
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _parsed(arguments: list[str]):
-    """(config, flag values) of arguments that hold --config.
-
-    Raises:
-      flags.Error: a flag that does not exist or cannot be read.
-      UsageError: a stray word.
-    """
-    from absl import flags
-    from ml_collections import config_flags
-
-    argv = ["cai-jax", *arguments]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "experiment", flag_values=values, sys_argv=argv)
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    flags.DEFINE_bool("force", False, "remake changed stages", flag_values=values)
-    if stray := values(argv)[1:]:
-        raise UsageError(f"'{stray[0]}' is not understood; flags are written --name=value.")
-    return values.config, values
-
-
-def _check_keys(config: Mapping, arguments: list[str]) -> None:
-    """Raises UsageError where a flag sets what the config does not have."""
-    for argument in arguments:
-        if argument.startswith("--config."):
-            place = config
-            for name in argument.removeprefix("--config.").split("=")[0].split("."):
-                known = sorted(place.keys()) if hasattr(place, "keys") else []
-                if name not in known:
-                    there = f"known there: {', '.join(known)}" if known else "nothing is below it"
-                    raise UsageError(f"{argument}: there is no setting '{name}'; {there}.")
-                place = place[name]
-
-
-def _sentence(error: BaseException) -> str:
-    """The line of an error that says what is wrong: a wrapped traceback's last, else the first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines or isinstance(error, KeyError | SystemExit):
-        return " ".join([type(error).__name__, *lines])
-    line = lines[-1].removeprefix("ValueError: ") if "Traceback" in str(error) else lines[0]
-    return line.rstrip(".")
 
 
 if __name__ == "__main__":

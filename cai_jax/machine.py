@@ -8,7 +8,7 @@ import jax
 
 from cai_jax.decoding import Engine
 from cai_jax.mesh import make_mesh, row_ways
-from cai_jax.settings import ConfigError, EngineSize, MeshShape
+from cai_jax.settings import ConfigError, EngineSize, MeshShape, RunSettings
 from cai_jax.weights.load import Model
 
 
@@ -50,3 +50,18 @@ def check_batch(name: str, rows: int, microbatches: int, mesh: jax.sharding.Mesh
             f"config.{name} is {rows}{parts}, which does not divide over the mesh's slice x data "
             f"x fsdp = {ways} devices; change it or config.mesh."
         )
+
+
+def check_batches(s: RunSettings, mesh: jax.sharding.Mesh | None) -> None:
+    """Refuses batches that do not divide into microbatches and over the mesh.
+
+    Raises:
+      ConfigError: naming the setting.
+    """
+    groups = ["finetune", "preference_model"] + ["dpo"] * (s.algorithm == "dpo")
+    for name in groups:
+        group = getattr(s, name)
+        check_batch(f"{name}.batch_size", group.batch_size, group.microbatches, mesh)
+    if s.algorithm == "ppo":
+        rows = s.ppo.batch_size // s.ppo.minibatches
+        check_batch("ppo.batch_size / ppo.minibatches", rows, s.ppo.microbatches, mesh)

@@ -15,7 +15,7 @@ from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding import Engine
 from cai_jax.decoding.rate import check_room
 from cai_jax.encoding import prompt_tokens
-from cai_jax.machine import check_batch, engine_of, mesh_of_shape
+from cai_jax.machine import check_batches, engine_of, mesh_of_shape
 from cai_jax.mesh import place
 from cai_jax.models import heads, transformer
 from cai_jax.models.transformer import Params
@@ -67,7 +67,7 @@ class Run:
         self.critique_principles = first_principles(*in_force)
         self.data = read_data(settings)
         self.mesh = mesh_of_shape(settings.mesh)
-        _check_batches(settings, self.mesh)
+        check_batches(settings, self.mesh)
         self._models: dict[str, Model] = {}
         if self.feedback.config != self.initial.config:
             raise ConfigError(
@@ -262,17 +262,6 @@ class Run:
             "feedback_model": self.feedback.fingerprint,
             "plain_text": self.settings.compare.plain_text,
         }
-
-
-def _check_batches(s: RunSettings, mesh: jax.sharding.Mesh | None) -> None:
-    """Refuses batches that do not divide into microbatches and over the mesh."""
-    groups = ["finetune", "preference_model"] + ["dpo"] * (s.algorithm == "dpo")
-    for name in groups:
-        group = getattr(s, name)
-        check_batch(f"{name}.batch_size", group.batch_size, group.microbatches, mesh)
-    if s.algorithm == "ppo":
-        rows = s.ppo.batch_size // s.ppo.minibatches
-        check_batch("ppo.batch_size / ppo.minibatches", rows, s.ppo.microbatches, mesh)
 
 
 def read_data(settings: RunSettings) -> Data:

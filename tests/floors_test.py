@@ -24,9 +24,9 @@ FLOORS = {
     4: "training",
     5: "stages evaluation",
     6: """figures progress settings machine memory workdir run report plan doctor finished_models
-          tools event_file curves held_out_comparisons pipeline relabel label_ablation
-          generate_prompts evaluation_settings evaluations snapshot_answers snapshot_evaluation
-          harmfulness_settings harmfulness_scores human_preferences cli""",
+          command_config tools event_file curves held_out_comparisons pipeline relabel
+          label_ablation generate_prompts evaluation_settings evaluations snapshot_answers
+          snapshot_evaluation harmfulness_settings harmfulness_scores human_preferences cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 

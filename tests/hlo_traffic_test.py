@@ -2,7 +2,13 @@
 
 import pytest
 
-from benchmarks.hlo_traffic import collectives, host_transfers, loop_traffic, size
+from cai_jax.plan.hlo_traffic import (
+    collectives,
+    host_transfers,
+    loop_traffic,
+    program_bytes,
+    size,
+)
 
 MODULE = """\
 HloModule step, is_scheduled=true
@@ -84,6 +90,13 @@ def test_transfers_to_the_host_are_named(line):
 def test_sizes_of_types():
     assert size("(bf16[8,2]{1,0:T(8,128)(2,1)}, pred[3], s4[4]{0:S(1)})") == 32 + 3
     assert size("s4[4]{0:S(1)}", main_memory=False) == 2
+
+
+def test_a_whole_program_moves_what_its_loops_do_as_often_as_they_run():
+    """A send in a loop of 2 in one of 3, and a gather of a row of 8 to one of 16."""
+    assert program_bytes(SENDS) == 3 * 2 * 2 * 8 * ROW + (8 + 16) * ROW
+    once = SENDS.replace('"known_trip_count":{"n":"3"}', "")
+    assert program_bytes(once) == 2 * 2 * 8 * ROW + (8 + 16) * ROW
 
 
 def test_a_module_without_a_loop_is_refused():

@@ -1,4 +1,4 @@
-"""Bytes that the body of a compiled loop reads from and writes to a device's main memory.
+"""Bytes that a compiled program, or the body of its loop, moves: in memory and between devices.
 
 Counted on the text of a scheduled HLO module, where each instruction of the body is one pass over
 its operands. What stands in a TPU's on-chip memory (S(1) and the like in a layout) costs nothing;
@@ -71,6 +71,15 @@ def loop_traffic(text: str) -> Traffic:
     costs = [(_cost(modules, modules[c], i), i.name) for c in called for i in modules[c].values()]
     host = [i.name for c in _reached(modules, called) for i in modules[c].values() if _is_host(i)]
     return Traffic(sum(c for c, _ in costs), tuple(sorted(costs, reverse=True)[:20]), tuple(host))
+
+
+def program_bytes(text: str) -> int:
+    """What a whole program reads from and writes to a device's main memory.
+
+    A loop counts as often as it says that it runs, and once where it does not.
+    """
+    modules = parse(text)
+    return _total(modules, next(name for name in modules if name.startswith("ENTRY ")))
 
 
 def host_transfers(text: str) -> tuple[str, ...]:
@@ -175,8 +184,10 @@ def _cost(modules: dict[str, Computation], inside: Computation, one: Instruction
             *_called(one, "false_computation"),
         ]
         return max(_total(modules, branch) for branch in branches)
-    if one.op in ("while", "call"):
-        return _total(modules, _called(one, "body" if one.op == "while" else "to_apply")[0])
+    if one.op == "call":
+        return _total(modules, _called(one, "to_apply")[0])
+    if one.op == "while":
+        return _total(modules, _called(one, "body")[0]) * (_rounds(modules, one) or 1)
     if one.op.endswith("-start"):  # (operands, results, flags)
         parts = _elements(one.type)
         taken = one.op == "slice-start" or any(

@@ -31,6 +31,17 @@ _DTYPES = ("F32", "F16", "BF16", "F64")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
+def read_config(directory: Path) -> ModelConfig:
+    """The shape of a model in Hugging Face layout, from its config.json alone.
+
+    Raises:
+      WeightsError: the file is damaged, or of no plain Llama.
+      OSError: it cannot be read.
+    """
+    file = Path(directory) / "config.json"
+    return _config(_read_json(file), file)
+
+
 def read_directory(directory: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
     """Reads a Llama model: config.json, model.safetensors or its shards, tokenizer files.
 

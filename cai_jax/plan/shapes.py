@@ -1,0 +1,43 @@
+"""Shapes of models whose weights nobody has to have: what a plan needs of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cai_jax.models.config import ModelConfig
+from cai_jax.settings import ConfigError
+from cai_jax.weights.fetch import SOURCES
+from cai_jax.weights.load import load_model
+from cai_jax.weights.safetensors import read_config
+
+LLAMA_3_8B = ModelConfig(
+    vocab_size=128256, embed=4096, layers=32, heads=32, kv_heads=8, head_dim=128, mlp=14336,
+    rope_theta=500000.0, norm_eps=1e-5, tied_embeddings=False, context=131072,
+)  # fmt: skip
+LLAMA_3_70B = ModelConfig(
+    vocab_size=128256, embed=8192, layers=80, heads=64, kv_heads=8, head_dim=128, mlp=28672,
+    rope_theta=500000.0, norm_eps=1e-5, tied_embeddings=False, context=131072,
+)  # fmt: skip
+SHAPES = {"llama-3.1-8b": LLAMA_3_8B, "llama-3.1-70b": LLAMA_3_70B}
+
+
+def shape_of(model: str) -> ModelConfig:
+    """The shape of a config's model: a name of SHAPES, or what `load_model` takes.
+
+    Of a folder only its config.json is read.
+
+    Raises:
+      ConfigError: no such model.
+      WeightsError: a file that describes no model that can be used.
+    """
+    if model in SHAPES:
+        return SHAPES[model]
+    path = Path(model)
+    if (path / "config.json").is_file():
+        return read_config(path)
+    if model in SOURCES or path.is_file():
+        return load_model(model).config
+    raise ConfigError(
+        f"config.model is '{model}', whose shape is unknown; give a folder with a config.json, a "
+        f".gguf file, or one of {', '.join((*SHAPES, *SOURCES))}."
+    )

@@ -1,0 +1,173 @@
+"""A config's training steps, lowered for a mesh from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cai_jax.batch import ComparisonBatch, Rollout, TokenBatch
+from cai_jax.mesh import DEFAULT_RULES, batch_sharding, param_shardings
+from cai_jax.models import heads, transformer
+from cai_jax.models.config import ModelConfig
+from cai_jax.settings import RunSettings
+from cai_jax.stages import dpo, preference_model, supervised
+from cai_jax.training import flops, optimizer, state
+from cai_jax.training.advantages import Minibatch
+from cai_jax.training.optimizer import OptimizerConfig
+from cai_jax.training.ppo_losses import make_policy_loss, make_shared_loss, make_value_loss
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingStep:
+    """A step to compile.
+
+    Attributes:
+      name: of the stage, and where it has several, of the step.
+      group: the config's group of its settings.
+      lowered: what compiles.
+      state: bytes on a device of params and moments.
+      beside: bytes on a device of what the stage holds while the step runs and the step has no
+        part in, such as the reference policy.
+      flops: of the whole step on all devices: the model's, and what `remat` computes again.
+      tokens: of all rows, padding included.
+    """
+
+    name: str
+    group: str
+    lowered: jax.stages.Lowered
+    state: int
+    beside: int
+    flops: float
+    tokens: int
+
+
+def local_bytes(tree: PyTree) -> int:
+    """Bytes of one device's part of ShapeDtypeStructs."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def sharded(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes of params, or of a TrainState, in training's layout."""
+    layout = param_shardings(tree, mesh, DEFAULT_RULES)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout
+    )
+
+
+def params_of(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> PyTree:
+    """Shapes of a language model's params."""
+    shapes = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+
+
+def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[TrainingStep]:
+    """Every stage's steps, in the run's order.
+
+    Raises:
+      ValueError: a dimension that the mesh does not divide.
+    """
+    policy = params_of(config)
+    scorer = jax.eval_shape(heads.with_scalar_head, policy)
+    rows = functools.partial(_rows, mesh)
+
+    def step(name, group, params, loss, opt: OptimizerConfig, batch, of, length, beside=0):
+        made = optimizer.make(opt, 1_000_000)
+        start = sharded(jax.eval_shape(lambda p: state.create(p, made), params), mesh)
+        layout = jax.tree.map(lambda x: x.sharding, start)
+        program = state.make_step(loss, made, of.microbatches, layout)
+        tokens = math.prod(batch_shape(batch))
+        model = tokens * flops.flops_per_token(*flops.shape_of(params), length)
+        again = 4 / 3 if of.remat == "full" else 1  # the forward pass, a third of the three
+        return TrainingStep(
+            name, group, program.lower(start, batch), local_bytes(start), beside, model * again,
+            tokens,
+        )  # fmt: skip
+
+    f = s.finetune
+    size = f.batch_size, f.length
+    ids, real = rows(size, jnp.int32), rows(size, jnp.bool_)
+    loss = supervised.make_loss(config, f.remat, f.compute_dtype)
+    batch = TokenBatch(ids, ids, ids, real)
+    yield step("finetune", "finetune", policy, loss, f.optimizer, batch, f, f.length)
+
+    p = s.preference_model
+    pairs = _pairs(rows, p.batch_size, p.length)
+    loss = preference_model.make_loss(config, p.remat, p.compute_dtype)
+    yield step(
+        "preference model", "preference_model", scorer, loss, p.optimizer, pairs, p, p.length
+    )
+
+    frozen = local_bytes(sharded(params_of(config, jnp.dtype(s.dtype)), mesh))
+    if s.algorithm == "dpo":
+        d = s.dpo
+        pairs = _pairs(rows, d.batch_size, d.length)
+        column = rows((d.batch_size,), jnp.int32), rows((d.batch_size, 2), jnp.float32)
+        batch = dpo.Batch(pairs, *column)
+        loss = dpo.make_loss(config, d)
+        yield step("DPO", "dpo", policy, loss, d.optimizer, batch, d, d.length)
+        return
+
+    o = s.ppo
+    size, length = o.batch_size // o.minibatches, o.prompt_tokens + o.response_tokens
+    batch = _minibatch(rows, size, o.prompt_tokens, o.response_tokens, o.has_value)
+    # While PPO trains it holds the reference and what scores.
+    scorers = 0 if s.rated else p.members + p.halves
+    models = frozen + scorers * local_bytes(sharded(scorer, mesh))
+    if o.shares_trunk:
+        both = jax.eval_shape(heads.beside_scalar_head, policy)
+        loss = make_shared_loss(
+            config, o.temperature, o.clip, o.value_clip, o.value_coefficient, o.remat,
+            o.compute_dtype,
+        )  # fmt: skip
+        yield step("PPO", "ppo", both, loss, o.optimizer, batch, o, length, models)
+        return
+    make = functools.partial(step, group="ppo", batch=batch, of=o, length=length)
+    loss = make_policy_loss(config, o.temperature, o.clip, o.remat, o.compute_dtype)
+    first = make("PPO, policy", params=policy, loss=loss, opt=o.optimizer, beside=models)
+    if not o.has_value:
+        yield first
+        return
+    loss = make_value_loss(config, o.value_clip, o.remat, o.compute_dtype)
+    value = make("PPO, value", params=scorer, loss=loss, opt=o.value_optimizer)
+    yield dataclasses.replace(first, beside=models + value.state)
+    yield dataclasses.replace(value, beside=models + first.state)
+
+
+def batch_shape(batch: PyTree) -> tuple[int, ...]:
+    """Shape of a batch's tokens: rows, or pairs of rows, by tokens of one."""
+    if isinstance(batch, Minibatch):
+        r = batch.rollout
+        return r.prompt.shape[0], r.prompt.shape[1] + r.response.shape[1]
+    return (batch.comparisons if isinstance(batch, dpo.Batch) else batch).tokens.shape
+
+
+def _rows(mesh: Mesh, shape: tuple[int, ...], kind) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, kind, sharding=batch_sharding(mesh))
+
+
+def _pairs(rows, size: int, length: int) -> ComparisonBatch:
+    shape = size, 2, length
+    column = rows((size,), jnp.float32)
+    return ComparisonBatch(rows(shape, jnp.int32), rows(shape, jnp.bool_), column, column)
+
+
+def _minibatch(rows, size: int, prompt: int, response: int, has_value: bool) -> Minibatch:
+    asked, said = (size, prompt), (size, response)
+    number, column = rows(said, jnp.float32), rows((size,), jnp.float32)
+    values = number if has_value else None
+    rollout = Rollout(
+        rows(asked, jnp.int32), rows(asked, jnp.bool_), rows(said, jnp.int32),
+        rows(said, jnp.bool_), number, number, values, column,
+    )  # fmt: skip
+    return Minibatch(rollout, number, values, column)
