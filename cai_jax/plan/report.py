@@ -81,8 +81,8 @@ def plan(s: RunSettings, name: str, slices: int, progress: Progress) -> bool:
     )
     rows = []
     for step in training_steps(s, config, mesh):
-        progress.say(f"compiling: {step.name}")
         rows.append(compile_step(step))
+        progress.say(f"compiled: {step.name}, {rows[-1].seconds:.0f} s")
     progress.console.print(_table(rows, found))
     too_large = [row for row in rows if row.total > found.chip.hbm]
     for row in too_large:
@@ -165,24 +165,23 @@ def remedy(
 
 
 def _table(rows: list[Compiled], found: Topology) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=f"A step on {found.name}, per chip")
+    table = Table(box=box.SIMPLE_HEAD, title=f"A step on {found.name}, per chip, in GB")
+    table.add_column("", no_wrap=True)
     for heading in (
-        "", "GB held", "beside", "working", "in all", "TFLOP", "GB moved", "GB received",
-        "at best, s", "bound by", "compiled in",
+        "held", "beside", "working", "in all", "TFLOP", "moved", "received", "at best", "bound by",
     ):  # fmt: skip
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         bounds = row.bounds(found.chip, len(found.devices))
         slowest = max(bounds, key=bounds.get)
-        over = " (too much)" if row.total > found.chip.hbm else ""
+        over = " !" if row.total > found.chip.hbm else ""
         table.add_row(
             row.step.name,
             *(f"{x / 1e9:.2f}" for x in (row.arguments, row.step.beside, row.temporary)),
             f"{row.total / 1e9:.2f}{over}",
             f"{row.step.flops / len(found.devices) / 1e12:.3g}",
             *(f"{x / 1e9:.2f}" for x in (row.moved, row.received)),
-            f"{bounds[slowest]:.3g}",
+            f"{bounds[slowest]:.3g} s",
             slowest,
-            f"{row.seconds:.0f} s",
         )
     return table
