@@ -48,7 +48,7 @@ class Compiled:
         return self.arguments + self.temporary + self.step.beside
 
     def bounds(self, chip: Chip, chips: int) -> dict[str, float]:
-        """Seconds that each resource is used at least, were it used at its published rate."""
+        """Seconds that each resource is busy, were it used at its published rate."""
         return dict(
             zip(
                 RESOURCES,
@@ -168,7 +168,7 @@ def _table(rows: list[Compiled], found: Topology) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=f"A step on {found.name}, per chip, in GB")
     table.add_column("", no_wrap=True)
     for heading in (
-        "held", "beside", "working", "in all", "TFLOP", "moved", "received", "at best", "bound by",
+        "held", "beside", "working", "in all", "TFLOP", "moved", "received", "time", "bound by",
     ):  # fmt: skip
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
