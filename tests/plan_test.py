@@ -100,7 +100,7 @@ def test_every_step_of_a_run_and_what_it_holds(model):
     shared = steps_of(model, ppo__value_init="zero_head", ppo__value_trunk="shared")
     assert list(shared)[2:] == ["PPO"] and shared["PPO"].beside == near(reference_and_pm)
     rated = steps_of(model, ppo__reward="rating", ppo__advantage="leave_one_out", ppo__samples=2)
-    assert list(rated)[2:] == ["PPO, policy"] and rated["PPO, policy"].beside == near(trunk)
+    assert list(rated)[2:] == ["PPO, policy"] and rated["PPO, policy"].beside == near(2 * trunk)
 
 
 def test_a_compiled_step_is_the_one_that_training_takes(model):

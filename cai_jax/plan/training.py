@@ -108,7 +108,6 @@ def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[
         "preference model", "preference_model", scorer, loss, p.optimizer, pairs, p, p.length
     )
 
-    frozen = local_bytes(sharded(params_of(config, jnp.dtype(s.dtype)), mesh))
     if s.algorithm == "dpo":
         d = s.dpo
         pairs = _pairs(rows, d.batch_size, d.length)
@@ -121,9 +120,10 @@ def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[
     o = s.ppo
     size, length = o.batch_size // o.minibatches, o.prompt_tokens + o.response_tokens
     batch = _minibatch(rows, size, o.prompt_tokens, o.response_tokens, o.has_value)
-    # While PPO trains it holds the reference and what scores.
-    scorers = 0 if s.rated else p.members + p.halves
-    models = frozen + scorers * local_bytes(sharded(scorer, mesh))
+    # While PPO trains it holds the reference and what scores: preference models, or the judge.
+    frozen = local_bytes(sharded(params_of(config, jnp.dtype(s.dtype)), mesh))
+    scorers = (p.members + p.halves) * local_bytes(sharded(scorer, mesh))
+    models = frozen + (frozen if s.rated else scorers)
     if o.shares_trunk:
         both = jax.eval_shape(heads.beside_scalar_head, policy)
         loss = make_shared_loss(
