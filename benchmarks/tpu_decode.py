@@ -12,13 +12,11 @@ import argparse
 import dataclasses
 import functools
 
-from benchmarks import tpu
-
-# isort: split
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from benchmarks import tpu
 from cai_jax.decoding import bursts, reading
 from cai_jax.decoding.calls import FEEDS, NODES, SIZES
 from cai_jax.decoding.sampling import Rule
@@ -27,6 +25,8 @@ from cai_jax.models import kv_cache, transformer
 from cai_jax.models.cached import abstract_unstacked
 from cai_jax.models.config import ModelConfig
 from cai_jax.plan.hlo_traffic import Traffic, host_transfers, loop_traffic
+from cai_jax.plan.shapes import LLAMA_3_8B
+from cai_jax.plan.training import local_bytes
 
 STEPS = 64  # of a burst
 PREFIX = 2048  # tokens that all slots read first
@@ -96,8 +96,8 @@ def compile_step(
     ).compile()
     memory = compiled.memory_analysis()
     return Step(
-        params=tpu.local_bytes({k: v for k, v in params.items() if k != "embed"}),
-        cache=tpu.local_bytes(cache),
+        params=local_bytes({k: v for k, v in params.items() if k != "embed"}),
+        cache=local_bytes(cache),
         traffic=loop_traffic(compiled.as_text()),
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
@@ -182,13 +182,13 @@ def main() -> None:
     print("per device, MB             params   cache    step   ratio    temp  arguments  host")
     for name in args.topologies:
         mesh = tpu.mesh_for(name, data=-1, tensor=args.tensor)
-        step = compile_step(tpu.LLAMA_8B, mesh, args.slots, args.context)
+        step = compile_step(LLAMA_3_8B, mesh, args.slots, args.context)
         columns = (step.params, step.cache, step.traffic.bytes)
         sizes = "".join(f"{x / 1e6:8.0f}" for x in columns)
         memory = f"{step.temporary / 1e6:8.0f}{step.arguments / 1e6:11.0f}"
         host = ", ".join(step.traffic.host) or "none"
         print(f"{name + ', decode step':24}{sizes}{step.ratio:8.3f}{memory}  {host}", flush=True)
-        programs = compile_reading(tpu.LLAMA_8B, mesh, args.slots, args.context)
+        programs = compile_reading(LLAMA_3_8B, mesh, args.slots, args.context)
         for program, (arguments, temporary, transfers) in programs.items():
             memory = f"{temporary / 1e6:8.0f}{arguments / 1e6:11.0f}"
             host = ", ".join(transfers) or "none"

@@ -14,17 +14,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from benchmarks import tpu
-
-# isort: split
 import jax
 import jax.numpy as jnp
 
+from benchmarks import tpu
 from cai_jax.batch import TokenBatch
-from cai_jax.mesh import DEFAULT_RULES, batch_sharding, param_shardings, row_ways
+from cai_jax.mesh import batch_sharding, row_ways
 from cai_jax.models import transformer
 from cai_jax.models.config import ModelConfig
 from cai_jax.plan.hlo_traffic import collectives, host_transfers
+from cai_jax.plan.shapes import LLAMA_3_8B
+from cai_jax.plan.training import local_bytes, sharded
 from cai_jax.stages.supervised import make_loss
 from cai_jax.training import optimizer, state
 
@@ -59,10 +59,8 @@ def compile_step(
     opt = optimizer.make(ADAMW, 1000)
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda: state.create(transformer.init(config, key), opt))
-    layout = param_shardings(shapes, mesh, DEFAULT_RULES)
-    start = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout
-    )
+    start = sharded(shapes, mesh)
+    layout = jax.tree.map(lambda x: x.sharding, start)
     shape = (row_ways(mesh), length)
     ids, mask = (
         jax.ShapeDtypeStruct(shape, kind, sharding=batch_sharding(mesh))
@@ -72,7 +70,7 @@ def compile_step(
     compiled = step.lower(start, TokenBatch(ids, ids, ids, mask)).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     return Step(
-        state=tpu.local_bytes(start),
+        state=local_bytes(start),
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         collectives=collectives(text),
@@ -92,7 +90,7 @@ def main() -> None:
         mesh = tpu.mesh_for(
             name, slice=args.slices, fsdp=-1, sequence=args.sequence, tensor=args.tensor
         )
-        step = compile_step(tpu.LLAMA_8B, mesh, args.length)
+        step = compile_step(LLAMA_3_8B, mesh, args.length)
         sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
         print(f"{name}, {sizes}: {row_ways(mesh)} rows of {args.length} tokens; per device, GB")
         print(f"  params and moments {step.state / 1e9:.2f}")

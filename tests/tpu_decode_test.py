@@ -4,6 +4,8 @@ import importlib.util
 
 import pytest
 
+from cai_jax.plan.shapes import LLAMA_3_8B
+
 pytestmark = [
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
@@ -17,7 +19,7 @@ def test_a_step_moves_params_and_cache_once(topology):
     from benchmarks import tpu, tpu_decode
 
     mesh = tpu.mesh_for(topology, data=-1, tensor=8)
-    step = tpu_decode.compile_step(tpu.LLAMA_8B, mesh, slots=128, length=1024)
+    step = tpu_decode.compile_step(LLAMA_3_8B, mesh, slots=128, length=1024)
     assert step.traffic.host == ()
     # Below 1 where some weights stay in on-chip memory from step to step.
     assert 0.7 < step.ratio < 1.15, step.traffic.largest
@@ -28,7 +30,7 @@ def test_reading_needs_no_host_and_little_memory(topology):
     from benchmarks import tpu, tpu_decode
 
     mesh = tpu.mesh_for(topology, data=-1, tensor=8)
-    programs = tpu_decode.compile_reading(tpu.LLAMA_8B, mesh, slots=128, length=1024)
+    programs = tpu_decode.compile_reading(LLAMA_3_8B, mesh, slots=128, length=1024)
     assert set(programs) == {"read layer", "last read layer", "score layer"}
     for name, (arguments, temporary, host) in programs.items():
         assert host == (), name

@@ -4,6 +4,8 @@ import importlib.util
 
 import pytest
 
+from cai_jax.plan.shapes import LLAMA_3_8B
+
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="compiling for a TPU needs libtpu: pip install -e '.[plan]'",
@@ -23,13 +25,13 @@ def test_a_step_fits_and_sends_what_it_must(sizes, length):
     from benchmarks import tpu, tpu_training
 
     mesh = tpu.mesh_for("v5e:8x8", **sizes)
-    step = tpu_training.compile_step(tpu.LLAMA_8B, mesh, length)
+    step = tpu_training.compile_step(LLAMA_3_8B, mesh, length)
     assert step.host == ()
     assert step.state == pytest.approx(12 * PARAMS / 64, rel=0.01)  # all of it split 64 ways
     assert step.arguments + step.temporary < V5E
     # In bfloat16, forwards and backwards: each layer's weights, and the last hidden states, to
     # where a part of the vocabulary is. No other activations and no unembedding.
-    states = sizes["fsdp"] * length * tpu.LLAMA_8B.embed
+    states = sizes["fsdp"] * length * LLAMA_3_8B.embed
     gathered = step.collectives["all-gather"][1]
     assert gathered == pytest.approx(2 * 2 * (IN_LAYERS + states), rel=0.05)
     permuted = step.collectives.get("collective-permute", (0, 0))[1]

@@ -20,8 +20,6 @@ from cai_jax.plan.training import TrainingStep, training_steps
 from cai_jax.progress import Progress
 from cai_jax.settings import RunSettings
 
-RESOURCES = ("arithmetic", "memory", "links")
-
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
@@ -49,17 +47,11 @@ class Compiled:
 
     def bounds(self, chip: Chip, chips: int) -> dict[str, float]:
         """Seconds that each resource is busy, were it used at its published rate."""
-        return dict(
-            zip(
-                RESOURCES,
-                (
-                    self.step.flops / chips / chip.flops,
-                    self.moved / chip.hbm_rate,
-                    self.received / chip.ici_rate,
-                ),
-                strict=True,
-            )
-        )
+        return {
+            "arithmetic": self.step.flops / chips / chip.flops,
+            "memory": self.moved / chip.hbm_rate,
+            "links": self.received / chip.ici_rate,
+        }
 
 
 def plan(s: RunSettings, name: str, slices: int, progress: Progress) -> bool:
@@ -115,29 +107,26 @@ def changes(step: TrainingStep, s: RunSettings, ways: int) -> Iterator[tuple[str
     """
     group = getattr(s, step.group)
     rows = group.batch_size // getattr(group, "minibatches", 1)
-    changed, said = s, []
-
-    def change(name: str, value: str | int) -> tuple[str, RunSettings]:
-        nonlocal changed
-        said[:] = [(n, v) for n, v in said if n != name] + [(name, value)]
-        changed = _replaced(changed, name.split("."), value)
-        return ", ".join(f"config.{n}={v}" for n, v in said), changed
-
+    further: list[dict[str, str | int]] = []
     # These change no result but by rounding.
     if group.remat != "full":
-        yield change(f"{step.group}.remat", "full")
+        further.append({f"{step.group}.remat": "full"})
     parts = group.microbatches
     while rows % (parts * 2) == 0 and rows // (parts * 2) % ways == 0:
         parts *= 2
-        yield change(f"{step.group}.microbatches", parts)
+        further.append({f"{step.group}.microbatches": parts})
     # These do, by the precision of the models that are not trained, and of Adam's moments.
     if step.beside and s.dtype != "bfloat16":
-        yield change("dtype", "bfloat16")
+        further.append({"dtype": "bfloat16"})
     if group.optimizer.moment_dtype != "bfloat16":
-        change(f"{step.group}.optimizer.moment_dtype", "bfloat16")
-        if hasattr(group, "value_optimizer"):
-            change(f"{step.group}.value_optimizer.moment_dtype", "bfloat16")
-        yield ", ".join(f"config.{n}={v}" for n, v in said), changed
+        optimizers = [n for n in ("optimizer", "value_optimizer") if hasattr(group, n)]
+        further.append({f"{step.group}.{n}.moment_dtype": "bfloat16" for n in optimizers})
+    given, changed = {}, s
+    for values in further:
+        given |= values
+        for name, value in values.items():
+            changed = _replaced(changed, name.split("."), value)
+        yield ", ".join(f"config.{name}={value}" for name, value in given.items()), changed
 
 
 def _replaced(settings, names: list[str], value: str | int):

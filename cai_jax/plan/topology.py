@@ -56,8 +56,8 @@ class Topology:
 
 
 def without_a_tpu() -> None:
-    """Sets the environment so that libtpu compiles and looks for no TPU; before JAX's first use."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    """Has libtpu compile and look for no TPU; before JAX's first use of a device."""
+    jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it looks for one for minutes
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else it complains of none
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # the same, whatever the target

@@ -38,7 +38,6 @@ class TrainingStep:
       beside: bytes on a device of what the stage holds while the step runs and the step has no
         part in, such as the reference policy.
       flops: of the whole step on all devices: the model's, and what `remat` computes again.
-      tokens: of all rows, padding included.
     """
 
     name: str
@@ -47,7 +46,6 @@ class TrainingStep:
     state: int
     beside: int
     flops: float
-    tokens: int
 
 
 def local_bytes(tree: PyTree) -> int:
@@ -90,9 +88,8 @@ def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[
         model = tokens * flops.flops_per_token(*flops.shape_of(params), length)
         again = 4 / 3 if of.remat == "full" else 1  # the forward pass, a third of the three
         return TrainingStep(
-            name, group, program.lower(start, batch), local_bytes(start), beside, model * again,
-            tokens,
-        )  # fmt: skip
+            name, group, program.lower(start, batch), local_bytes(start), beside, model * again
+        )
 
     f = s.finetune
     size = f.batch_size, f.length
