@@ -68,3 +68,5 @@ def test_compute_in_bfloat16_trains_float32_params(stage, plain, model, tmp_path
     assert rows[0]["train/grad_norm"] != exact["train/grad_norm"]
     assert rows[0]["train/grad_norm"] == pytest.approx(exact["train/grad_norm"], rel=0.05)
     assert rows[0]["train/loss"] == pytest.approx(exact["train/loss"], rel=0.02)
+    if stage == "dpo":  # policy and reference begin as one, so both have to compute alike
+        assert rows[0]["policy/reference_kl"] == pytest.approx(0, abs=1e-4)
