@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import flips
+import left_out
 import machine
 import pytest
 import tables
@@ -11,6 +12,7 @@ import workloads
 from fakes import tiny_model
 from peers import Setup
 
+from cai_jax.decoding import Engine
 from cai_jax.script import Sample
 from cai_jax.weights.safetensors import write_directory
 
@@ -159,3 +161,30 @@ def test_the_table_says_what_was_measured():
     assert "| W1 | it | 4 of 32 | 100 (100-100) tokens/s | 3.15 (3-3.3) | 100.0% |" in table
     assert "failed: no such library" in table and "reaches 50%" in table
     assert not math.isnan(machine.busy_share(0.05))
+
+
+@pytest.mark.parametrize(
+    ("before", "written", "draft", "steps"),
+    [
+        ((1, 2, 3, 4), (5, 6, 7), 7, 3),  # nothing stood there before
+        ((1, 2, 3, 4), (1, 2, 3, 4), 3, 3),  # 1, 2, then 3 is drafted and 4 is the step's own
+        ((1, 2, 3, 4, 5, 1, 2), (3, 4, 5, 9), 1, 2),
+        ((1, 2, 3, 4, 5, 1, 2), (3, 4, 5, 9), 3, 1),
+        ((1, 2, 3, 4, 5, 1, 2), (3, 9, 9), 3, 2),  # 4 was drafted and not kept
+        ((1, 2, 7, 1, 2, 8, 1, 2), (8, 5), 1, 1),  # where they stood last
+        ((1,), (1, 1, 1), 2, 3),
+    ],
+)
+def test_drafts_save_the_steps_whose_tokens_they_guess(before, written, draft, steps):
+    assert left_out.steps_taken(before, written, draft) == steps
+    assert left_out.tokens_per_step([(before, written)], draft) == len(written) / steps
+
+
+def test_what_a_model_writes_is_drafted_from_all_that_it_has_read(tiny):
+    workload = workloads.build("W5", tiny.tokenizer, tiny.format).first(2)
+    model = dataclasses.replace(tiny, tokenizer=workload.tokenizer)
+    found = left_out.written(Engine(model, 2, 2048), workload, 1.0)
+    for critique, revision in zip(found["critique"], found["revision"], strict=True):
+        before = critique[0] + critique[1]
+        assert revision[0][: len(before)] == before and len(revision[0]) > len(before)
+        assert len(critique[1]) == len(revision[1]) == workloads.STEP_TOKENS

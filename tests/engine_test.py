@@ -478,6 +478,19 @@ def test_slots_are_as_many_as_memory_holds(model):
         tight.run(scripts)
 
 
+def test_weights_of_another_dtype_are_held_in_the_engine_s():
+    """PPO's policy trains in float32 and samples in what its config says."""
+    model = tiny_model()
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
+    rounded = dataclasses.replace(model, params=rounded)
+    engine, scripts = Engine(rounded, 4, 128), random_scripts(8, seed=3)
+    expected = engine.run(scripts)
+    engine.params = jax.tree.map(lambda x: x.astype(jnp.float32), rounded.params)
+    assert_same(engine.run(scripts), expected)
+    kinds = {x.dtype for x in jax.tree.leaves(engine._unstacked) if x.ndim > 1}
+    assert kinds == {jnp.dtype("bfloat16")}
+
+
 def test_an_end_token_does_not_come_before_min_new_tokens(engine, model):
     sample = Sample(40, ("☃",), min_new_tokens=25)
     scripts = [Script((Force(f"{i}"), sample), f"{i}") for i in range(24)]

@@ -84,7 +84,7 @@ class Engine:
         if self._unstacked is None:
             if self._params is None:
                 raise ValueError("engine.params is None; assign the weights to decode with.")
-            self._unstacked = jax.block_until_ready(unstacked(self._params))
+            self._unstacked = jax.block_until_ready(unstacked(self._params, self.dtype))
 
     def run(
         self,

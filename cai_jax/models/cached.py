@@ -54,8 +54,8 @@ class Prefix:
         return self.cache.k[number], self.cache.v[number], self.length
 
 
-def unstacked(params: Params) -> Params:
-    """The layout that decoding reads, a tree of:
+def unstacked(params: Params, dtype: jnp.dtype) -> Params:
+    """The layout that decoding reads, all but norms in the dtype of its products, a tree of:
 
     embed [V, D], final_norm [D], head [V, D] (the same array as embed where they are tied), and
     layers, a tuple of L dicts: attention_norm and mlp_norm [D], q [H, C, D], k and v [K, C, D],
@@ -65,11 +65,8 @@ def unstacked(params: Params) -> Params:
     fsdp holds all of them: each step reads every weight, and would else first gather it.
     """
     mesh = mesh_of(params)
-    if mesh is None:
-        tree = _apart(params)
-    else:
-        shardings = decode_shardings(jax.eval_shape(_apart, params), mesh)
-        tree = jax.jit(_apart, out_shardings=shardings)(params)
+    apart = _apart if mesh is None else laying_out(params, mesh, dtype)
+    tree = apart(params, dtype=dtype)
     return tree if "lm_head" in params else tree | {"head": tree["embed"]}
 
 
@@ -80,32 +77,39 @@ def decode_shardings(unstacked_params: Params, mesh: jax.sharding.Mesh) -> Param
     )
 
 
+def laying_out(params: Params, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> jax.stages.Wrapped:
+    """The program of `unstacked` on a mesh, (params, dtype=dtype); only shapes of params count."""
+    shapes = jax.eval_shape(functools.partial(_apart, dtype=dtype), params)
+    layout = decode_shardings(shapes, mesh)
+    return jax.jit(_apart, static_argnames=("dtype",), out_shardings=layout)
+
+
 def abstract_unstacked(params: Params, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> Params:
     """ShapeDtypeStructs of what `unstacked` gives on a mesh, to compile for without weights."""
-    shapes = jax.eval_shape(_apart, params)
+    shapes = jax.eval_shape(functools.partial(_apart, dtype=dtype), params)
     return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
         decode_shardings(shapes, mesh),
     )
 
 
-def _apart(params: Params) -> Params:
+def _apart(params: Params, dtype: jnp.dtype) -> Params:
     layers = range(len(params["layers"]["attention_norm"]["scale"]))
-    embedding = params["embed"]["embedding"]
+    embedding = params["embed"]["embedding"].astype(dtype)
     return {
         "embed": embedding,
-        "head": params["lm_head"]["kernel"].T if "lm_head" in params else embedding,
+        "head": params["lm_head"]["kernel"].astype(dtype).T if "lm_head" in params else embedding,
         "final_norm": params["final_norm"]["scale"],
-        "layers": tuple(_layer(params["layers"], np.int32(n)) for n in layers),
+        "layers": tuple(_layer(params["layers"], np.int32(n), dtype=dtype) for n in layers),
     }
 
 
-@jax.jit
-def _layer(stack: Params, n: jax.Array) -> Params:
+@functools.partial(jax.jit, static_argnames=("dtype",))
+def _layer(stack: Params, n: jax.Array, *, dtype: jnp.dtype) -> Params:
     inputs = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}  # axes of the input
     norms = {name: stack[name]["scale"][n] for name in ("attention_norm", "mlp_norm")}
-    kernels = {name: stack[name]["kernel"][n] for name in inputs}
+    kernels = {name: stack[name]["kernel"][n].astype(dtype) for name in inputs}
     axes = {name: tuple(range(inputs[name])) for name in inputs}
     last = {name: tuple(range(-inputs[name], 0)) for name in inputs}
     return norms | {k: jnp.moveaxis(w, axes[k], last[k]) for k, w in kernels.items()}
