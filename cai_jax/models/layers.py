@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from cai_jax.mesh import constrain
 from cai_jax.models.attention import self_attention
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.ring import ring_attention
+from cai_jax.models.splash import splash_attention
 
 
 class RMSNorm(nn.Module):
@@ -93,8 +95,14 @@ class Block(nn.Module):
         v = dense((config.kv_heads, config.head_dim), "v")(h)
         if mesh is not None and mesh.shape["sequence"] > 1:
             attended = ring_attention(q, k, v, segment_ids, mesh)
-        else:
-            attended = self_attention(q, k, v, segment_ids, by_rows=alone)
+        elif alone:
+            attended = self_attention(q, k, v, segment_ids, by_rows=True)
+        else:  # known when it is lowered, which may be for another machine
+            attended = jax.lax.platform_dependent(
+                q, k, v, segment_ids,
+                tpu=functools.partial(splash_attention, mesh=mesh),
+                default=functools.partial(self_attention, by_rows=False),
+            )  # fmt: skip
         x = x + dense(config.embed, "o", (-2, -1))(attended)
         h = RMSNorm(config.norm_eps, self.dtype, name="mlp_norm")(x)
         gated = nn.silu(dense(config.mlp, "gate")(h)) * dense(config.mlp, "up")(h)
