@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import time
 from collections.abc import Callable
 
 from cai_jax.command_config import UsageError, defaults_of, parse
@@ -39,8 +41,9 @@ On its own, with the experiment of its name (experiments/label_ablation.py and s
 
 Before a run, without a workdir:
   doctor        show one example of every stage token by token, and check that all fits together
-  plan          compile a config's training steps for a TPU topology, without one: memory, bounds,
-                what to change where they do not fit: --topology=v5e-16 [--slices=N]
+  plan          compile a config's programs for a TPU topology, without one: memory, time, cost,
+                what to change where they do not fit: --topology=v5e-16 [--slices=N] [--price=P];
+                with --search, which mesh is fastest
 
 Without a config; each takes --help:
   chat            talk: chat --model=NAME_OR_PATH, or chat --workdir=DIR [--stage=finetune|ppo|dpo]
@@ -112,10 +115,11 @@ def main(argv: list[str] | None = None) -> int:
 def _run(verb: str, arguments: list[str]) -> None:
     if verb == "compare" and "--relabel" in arguments:
         return _relabel([a for a in arguments if a != "--relabel"])
+    launched = time.time()
     config, workdir, force = parse(arguments)
     from cai_jax import pipeline, report
+    from cai_jax.goodput import Ledger, sentences, wall_time
     from cai_jax.memory import give_back
-    from cai_jax.mesh import start_multihost
     from cai_jax.progress import Progress
     from cai_jax.run import Run
     from cai_jax.settings import differences, run_settings
@@ -129,13 +133,11 @@ def _run(verb: str, arguments: list[str]) -> None:
     else:
         evaluate = None
     if evaluate:
-        keep_compiled_programs()
-        start_multihost()
+        _meet(config, workdir)
         with ending(), Progress() as progress:
             return evaluate(config, workdir, force, progress)
     settings = run_settings(config)
-    keep_compiled_programs()
-    start_multihost()
+    _meet(config, workdir)
     verbs: dict[str, Callable] = {
         "revise": pipeline.revise,
         "finetune": pipeline.finetune,
@@ -151,11 +153,17 @@ def _run(verb: str, arguments: list[str]) -> None:
             for line in differences(config.to_dict(), defaults):
                 progress.say(line)
         run = Run(settings, Workdir(workdir, force), progress)
+        ledger = Ledger(run.workdir.path, launched)
         for name in STAGES if verb == "run" else (verb,):
-            verbs[name](run)
+            with ledger.stage(name):
+                verbs[name](run)
             give_back()
         if verb in ("run", "evaluate"):
             report.table(run)
+        ledger.end(progress.first_step)
+        if verb == "run":
+            for line in sentences(wall_time(run.workdir.path)):
+                progress.say(line)
 
 
 def _relabel(arguments: list[str]) -> None:
@@ -177,7 +185,6 @@ def _alone(verb: str, arguments: list[str]) -> None:
         human_preferences,
         label_ablation,
     )
-    from cai_jax.mesh import start_multihost
     from cai_jax.progress import Progress
     from cai_jax.training.preemption import ending
     from cai_jax.workdir import Workdir
@@ -188,8 +195,7 @@ def _alone(verb: str, arguments: list[str]) -> None:
         "harmfulness": harmfulness_scores.run,
         "human-preferences": human_preferences.run,
     }
-    keep_compiled_programs()
-    start_multihost()
+    _meet(config, workdir)
     with ending(), Progress() as progress:
         runs[verb](config, Workdir(workdir, force), progress)
 
@@ -207,25 +213,54 @@ def _doctor(arguments: list[str]) -> None:
 
 
 def _plan(arguments: list[str]) -> int:
-    """1 where a step does not fit."""
-    own = [a for a in arguments if a.startswith(("--topology=", "--slices="))]
-    given = dict(a.removeprefix("--").split("=", 1) for a in own)
+    """1 where a program does not fit."""
+    flags = ("--topology=", "--slices=", "--price=")
+    own = [a for a in arguments if a.startswith(flags) or a == "--search"]
+    given = dict(a.removeprefix("--").split("=", 1) for a in own if "=" in a)
     if "topology" not in given:
         raise UsageError("--topology=NAME is missing: a TPU type such as v5e-16.")
     slices = given.get("slices", "1")
     if not slices.isdecimal() or int(slices) < 1:
         raise UsageError(f"--slices={slices} is no number of slices.")
+    price = given.get("price", "0")
+    if not re.fullmatch(r"\d+(\.\d+)?", price):
+        raise UsageError(f"--price={price} is no price of a chip for an hour.")
     config, _, _ = parse([a for a in arguments if a not in own], needs_workdir=False)
     from cai_jax.plan.topology import without_a_tpu
 
     without_a_tpu()
     from cai_jax.plan.report import plan
+    from cai_jax.plan.search import search
     from cai_jax.progress import Progress
     from cai_jax.settings import run_settings
 
+    settings, where = run_settings(config), (given["topology"], int(slices))
     with Progress() as progress:
-        fits = plan(run_settings(config), given["topology"], int(slices), progress)
+        if "--search" in own:
+            fits = search(settings, *where, progress)
+        else:
+            fits = plan(settings, *where, float(price), progress)
     return 0 if fits else 1
+
+
+def _meet(config, workdir: str) -> None:
+    """Joins all hosts of a run and checks that they run the same thing."""
+    import jax
+
+    from cai_jax import hosts
+    from cai_jax.workdir import commit, digest
+
+    keep_compiled_programs()
+    hosts.start()
+    hosts.check_devices()
+    facts = {
+        "the config": digest(config.to_dict()),
+        "the workdir's name": str(workdir),
+        "the code's commit": commit() or "none",
+        "JAX's version": jax.__version__,
+        "how many devices they have": str(jax.local_device_count()),
+    }
+    hosts.agree(facts, "start the same command, from the same code, on hosts of one kind.")
 
 
 def keep_compiled_programs() -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from cai_jax import hosts
 from cai_jax.datasets import prompts as shipped
 from cai_jax.datasets.prompts import PromptRow
 from cai_jax.machine import engine_of, mesh_of_shape
@@ -161,7 +162,8 @@ def _report(
         for t in kept
     ]
     path = workdir.path / kind / "prompts.jsonl"
-    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+    text = "".join(f"{line}\n" for line in lines)
+    hosts.once(lambda: write_atomically(path, text.encode()))
     counts = {reason: dropped[reason] for reason in REASONS if dropped[reason]}
     workdir.write_json(
         f"{kind}/counts.json",

@@ -9,7 +9,6 @@ and the MLP split.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -274,29 +273,3 @@ def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, batch)
-
-
-def start_multihost() -> None:
-    """Joins this process to the others, before anything touches a device.
-
-    Does nothing unless the environment asks for it: JAX_COORDINATOR_ADDRESS (with
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID where no cluster manager supplies them), or
-    CAI_JAX_MULTIHOST=1 where jax can find the others by itself (TPU pods, Slurm). Every host runs
-    the same command.
-
-    Raises:
-      ValueError: the environment asks for it but doesn't say enough.
-    """
-    coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if not coordinator and os.environ.get("CAI_JAX_MULTIHOST") != "1":
-        return
-    counts = {}
-    for argument, name in (
-        ("num_processes", "JAX_NUM_PROCESSES"),
-        ("process_id", "JAX_PROCESS_ID"),
-    ):
-        if text := os.environ.get(name):
-            if not text.isdecimal():
-                raise ValueError(f"The environment variable {name} is {text!r}, not a number.")
-            counts[argument] = int(text)
-    jax.distributed.initialize(coordinator, **counts)

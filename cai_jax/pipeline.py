@@ -15,7 +15,7 @@ from cai_jax.evaluation import goodhart
 from cai_jax.evaluation.goodhart import HeldOut
 from cai_jax.evaluation.labels import of_comparisons
 from cai_jax.labels import label, raw_of
-from cai_jax.models.transformer import Params
+from cai_jax.models.transformer import Params, frozen
 from cai_jax.progress import Stage
 from cai_jax.prompts import Format
 from cai_jax.records import Comparison, Response, Revision
@@ -173,9 +173,10 @@ def train_rl(run: Run) -> None:
     engine.params = None
     pms = [run.params_of(stage) for stage in members]
     held_out = _held_out(run, engine, form, pms)
+    reference = frozen(run.params_of("finetune"), s.compute_dtype)
     with run.progress.stage("PPO", s.updates, "updates") as bar, preemption.noted() as asked:
         params = ppo.train_ppo(
-            s, engine, form, run.params_of("finetune"), run.params_of("finetune"),
+            s, engine, form, run.params_of("finetune"), reference,
             pms, rows, folder, run.settings.seed, run.provenance,
             stepper(bar, "objective/score", "score"), run.mesh, held_out, judge, asked,
         )  # fmt: skip

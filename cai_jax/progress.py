@@ -1,5 +1,7 @@
 """What a run shows while it works: stage bars, sample chains, the results table.
 
+Of several hosts the first alone does.
+
 On a terminal, a live bar for each running stage; elsewhere (a log, CI) plain lines without control
 codes: one when a stage starts, one when it ends, one about every 20 seconds between. Text from
 users and models is shown as it is: it is never read as markup, and control characters are replaced.
@@ -21,6 +23,8 @@ from rich.panel import Panel
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
+
+from cai_jax import hosts
 
 SECONDS_BETWEEN_LINES = 20.0
 LOG_WIDTH = 110
@@ -64,6 +68,7 @@ class Stage:
         self._clock = clock
         self._start = clock()
         self._changed: Callable[[Stage], None] = lambda stage: None
+        self._advanced: Callable[[], None] = lambda: None
 
     def advance(self, items: float = 1, tokens: int = 0, note: str | None = None) -> None:
         """Counts `items` as done; with `tokens` the rate is shown in tokens.
@@ -75,6 +80,7 @@ class Stage:
         self.tokens += tokens
         if note is not None:
             self.note = note
+        self._advanced()
         self._changed(self)
 
     @property
@@ -108,6 +114,8 @@ class Progress:
       file: where to write, standard output if None.
       terminal: whether to draw live bars; None asks the file.
       clock: seconds, for tests.
+
+    Attributes: first_step, when a stage's first item was done, in seconds since the epoch, or None.
     """
 
     def __init__(
@@ -116,13 +124,12 @@ class Progress:
         terminal: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        console = Console(file=file, force_terminal=terminal, highlight=False, markup=False)
+        plain = {"file": file, "highlight": False, "markup": False, "quiet": not hosts.first()}
+        console = Console(force_terminal=terminal, **plain)
         if not console.is_terminal:
-            console = Console(
-                file=file, force_terminal=False, highlight=False, markup=False, width=LOG_WIDTH,
-                color_system=None,
-            )  # fmt: skip
+            console = Console(force_terminal=False, width=LOG_WIDTH, color_system=None, **plain)
         self.console = console
+        self.first_step: float | None = None
         self._clock = clock
         self._bars = rich.progress.Progress(
             rich.progress.SpinnerColumn(style="cyan"),
@@ -135,7 +142,7 @@ class Progress:
             _column("{task.fields[note]}", "dim"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or console.quiet,
         )
 
     def __enter__(self) -> Progress:
@@ -153,6 +160,7 @@ class Progress:
     def stage(self, name: str, total: int, unit: str = "items", done: int = 0) -> Iterator[Stage]:
         """A stage of `total` items, of which `done` were made by a former run."""
         stage = Stage(_visible(name), total, unit, done, self._clock)
+        stage._advanced = self._advanced
         show = self._live_stage if self.console.is_terminal else self._logged_stage
         ended = "stopped"
         close = show(stage)
@@ -165,6 +173,10 @@ class Progress:
             mark, style = ("✓ ", "green") if ended == "done" else ("✗ ", "red")
             rest = f": {ended}, " + ", ".join(filter(None, parts))
             self.console.print(Text.assemble((mark, style), (stage.name, "bold"), rest))
+
+    def _advanced(self) -> None:
+        if self.first_step is None:
+            self.first_step = time.time()
 
     def _live_stage(self, stage: Stage) -> Callable[[], None]:
         task = self._bars.add_task(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from cai_jax import hosts
 from cai_jax.evaluation import results
 from cai_jax.evaluation.diversity import of_revisions
 from cai_jax.evaluation.intervals import Interval, bootstrap_mean, wilson
@@ -175,7 +176,13 @@ def figures(run: Run) -> list[Path]:
     """Draws every figure from the records, in seconds."""
     run.workdir.require("evaluation", "evaluate")
     found = run.workdir.read_json("evaluation/results.json")
-    folder = run.workdir.path / "figures"
+    folder, paths = run.workdir.path / "figures", []
+    hosts.once(lambda: paths.extend(_drawn(run, found, folder)))
+    run.progress.say(f"✓ figures in {folder}")
+    return paths
+
+
+def _drawn(run: Run, found: dict[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(exist_ok=True)
     seeds = [run.settings.seed]
     revisions = {"red-team prompts": [Interval(**i) for i in found["pm_by_revision"]]}
@@ -193,9 +200,7 @@ def figures(run: Run) -> list[Path]:
         for name, snapshot in zip(COLUMNS, SNAPSHOTS, strict=True)
     ]
     anchor = COLUMNS[SNAPSHOTS.index(results.ANCHOR)]
-    paths += elo_figure.draw(EloPlane(points, anchor, JUDGE, seeds), folder / "elo")
-    run.progress.say(f"✓ figures in {folder}")
-    return paths
+    return paths + elo_figure.draw(EloPlane(points, anchor, JUDGE, seeds), folder / "elo")
 
 
 def _ppo_figure(run: Run, stem: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from cai_jax import constitution as constitutions
+from cai_jax import hosts
 from cai_jax.conversation import PaperFormat
 from cai_jax.datasets import prompts as shipped
 from cai_jax.datasets.prompts import PromptRow
@@ -16,7 +17,7 @@ from cai_jax.decoding import Engine
 from cai_jax.decoding.rate import check_room
 from cai_jax.encoding import prompt_tokens
 from cai_jax.machine import check_batches, engine_of, mesh_of_shape
-from cai_jax.mesh import place
+from cai_jax.mesh import DEFAULT_RULES, param_shardings, place
 from cai_jax.models import heads, transformer
 from cai_jax.models.transformer import Params
 from cai_jax.principles import first_principles
@@ -86,6 +87,13 @@ class Run:
         compared += self.data.helpful_comparisons
         for part in [half(compared, w) for w in ("train", "test")] if s.halves else [compared]:
             apart(part, s.held_out)  # each preference model has something to learn from
+        read = {
+            "the texts": digest(dataclasses.asdict(self.data)),
+            "the constitution": self.constitution.hash,
+            "the model": self.initial.fingerprint,
+            "the feedback model": self.feedback.fingerprint,
+        }
+        hosts.agree(read, "give all hosts the same files.")
         params = sum(x.nbytes for x in jax.tree.leaves(self.initial.params))
         # Three params trees stay; PPO keeps two states and writes the next beside the last two.
         workdir.prepare(settings, (15 + s.members + s.halves) * params)
@@ -134,10 +142,11 @@ class Run:
 
     def params_of(self, stage: str) -> Params:
         """A finished stage's params."""
-        folder = self.workdir.path / stage / "params"
-        params, _ = load_params(folder)
-        check_shapes(params, self._trees[stage], folder)
-        return place(params, self.mesh)
+        folder, tree, mesh = self.workdir.path / stage / "params", self._trees[stage], self.mesh
+        # Each host reads its own part of them.
+        params, _ = load_params(folder, mesh and param_shardings(tree, mesh, DEFAULT_RULES))
+        check_shapes(params, tree, folder)
+        return place(params, mesh)
 
     def save(self, stage: str, params: Params) -> None:
         metadata = {"stage": stage, "start": self.provenance.model}

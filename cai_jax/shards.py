@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cai_jax import hosts
 from cai_jax.records import from_json, read_rows, to_line
 
 T = TypeVar("T")
@@ -57,13 +58,13 @@ class Shards:
         return found
 
     def write(self, number: int, records: Iterable[Any]) -> Path:
-        """Writes shard `number` in one step: partial file, fsync, rename.
+        """Writes shard `number` in one step: partial file, fsync, rename. The first host does.
 
         Raises:
           OSError: the folder is read-only or the disk full; nothing half-written stays.
         """
         path = self.path(number)
-        write_atomically(path, "".join(map(to_line, records)).encode())
+        hosts.once(lambda: write_atomically(path, "".join(map(to_line, records)).encode()))
         return path
 
     def read(self, cls: type[T]) -> list[T]:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from cai_jax import constitution as constitutions
+from cai_jax import hosts
 from cai_jax.evaluation import revision_scores, snapshot_comparisons
 from cai_jax.evaluation.intervals import Interval
 from cai_jax.evaluation.results import ANCHOR
@@ -301,4 +302,4 @@ def _write_matrix(path: Path, standings: Mapping[str, snapshot_comparisons.Stand
             for b, rate in row.items():
                 if isinstance(rate, Interval):
                     writer.writerow([kind, a, b, rate.value, rate.low, rate.high, rate.n])
-    write_atomically(path, table.getvalue().encode())
+    hosts.once(lambda: write_atomically(path, table.getvalue().encode()))

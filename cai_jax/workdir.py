@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from cai_jax import hosts
 from cai_jax.shards import write_atomically
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
@@ -46,17 +47,24 @@ class Workdir:
 
         Raises:
           WorkdirError: it is not a folder, not writable, or the disk has too little room.
+          HostsError: not all hosts see it.
         """
-        try:
+        probe = self.path / ".probe"
+
+        def write() -> None:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".probe"
             probe.write_bytes(b"\0" * 4096)
-            probe.unlink()
+
+        try:
+            hosts.once(write)
         except OSError as error:
             raise WorkdirError(
                 f"workdir {self.path} cannot be written ({error.strerror}); choose another one or "
                 "mend its permissions."
             ) from error
+        seen = {f"what they see in the workdir {self.path}": str(list(self.path.glob(".probe")))}
+        hosts.agree(seen, "give a --workdir on storage that all hosts share.")
+        hosts.once(probe.unlink)
         free = shutil.disk_usage(self.path).free
         if free < needed_bytes:
             raise WorkdirError(
@@ -85,21 +93,19 @@ class Workdir:
                     f"{folder} was made with another {difference}; give a new --workdir, or "
                     "--force to throw this stage away and make it again."
                 )
-            # Out of sight in one step: a kill in between must not leave half of an old stage.
-            shutil.rmtree(removed, ignore_errors=True)
-            folder.rename(removed)
-        shutil.rmtree(removed, ignore_errors=True)
+            hosts.once(lambda: self._put_away(folder, removed))
+        hosts.once(lambda: shutil.rmtree(removed, ignore_errors=True))
         if (folder / "done.json").exists():
             self._drop_checkpoints(stage)  # a kill may have come between the mark and the removal
             return False
         for name, value in self._notes.items():
             self.write_json(name, value)
-        write_atomically(made_from, text.encode())
+        _write(made_from, text)
         return True
 
     def finish(self, stage: str, summary: dict[str, Any]) -> None:
         """Marks a stage as finished and drops the checkpoints that it no longer needs."""
-        write_atomically(self.path / stage / "done.json", _json(summary).encode())
+        _write(self.path / stage / "done.json", _json(summary))
         self._drop_checkpoints(stage)
 
     @contextlib.contextmanager
@@ -126,13 +132,22 @@ class Workdir:
     def _successor(self, stage: str) -> Path:
         return self.path / f".{stage}.next"
 
+    def _put_away(self, folder: Path, removed: Path) -> None:
+        """Out of sight in one step: a kill in between must not leave half of an old stage."""
+        shutil.rmtree(removed, ignore_errors=True)
+        folder.rename(removed)
+
     def _settle(self, stage: str) -> None:
         """Ends a change of a stage's folder that a kill came into."""
         folder, successor = self.path / stage, self._successor(stage)
-        if successor.exists() and folder.exists():  # the old folder had not yet gone
-            shutil.rmtree(successor)
-        elif successor.exists():
-            successor.rename(folder)
+
+        def settle() -> None:
+            if successor.exists() and folder.exists():  # the old folder had not yet gone
+                shutil.rmtree(successor)
+            elif successor.exists():
+                successor.rename(folder)
+
+        hosts.once(settle)
 
     def require(self, stage: str, verb: str) -> None:
         """Raises WorkdirError unless a stage is finished."""
@@ -144,13 +159,14 @@ class Workdir:
             )
 
     def write_json(self, name: str, value: Any) -> None:
-        write_atomically(self.path / name, _json(value).encode())
+        _write(self.path / name, _json(value))
 
     def read_json(self, name: str) -> Any:
         return json.loads((self.path / name).read_text())
 
     def _drop_checkpoints(self, stage: str) -> None:
-        shutil.rmtree(self.path / stage / "checkpoints", ignore_errors=True)
+        checkpoints = self.path / stage / "checkpoints"
+        hosts.once(lambda: shutil.rmtree(checkpoints, ignore_errors=True))
 
 
 def rl_stage(run: Path) -> str:
@@ -217,6 +233,10 @@ def environment() -> dict[str, Any]:
         "processes": jax.process_count(),
         "commit": commit(),
     }
+
+
+def _write(path: Path, text: str) -> None:
+    hosts.once(lambda: write_atomically(path, text.encode()))
 
 
 def _json(value: Any) -> str:

@@ -25,9 +25,10 @@ MESHES = {
 PROGRAM = """
     import dataclasses, json, sys
 
-    from cai_jax.mesh import MESH_AXES, ROWS, make_mesh, place, start_multihost
+    from cai_jax import hosts
+    from cai_jax.mesh import MESH_AXES, ROWS, make_mesh, place
 
-    start_multihost()
+    hosts.start()
     import jax, numpy as np
     from fakes import tiny_model
     from jax.sharding import PartitionSpec

@@ -230,28 +230,11 @@ def test_a_mesh_of_other_axes_is_not_taken_for_ours():
     assert mesh.traced_mesh_of({"a": x}) is None and mesh.traced_mesh_of(np.zeros(2)) is None
 
 
-def test_multihost_starts_only_when_asked(monkeypatch):
-    calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((a, k)))
-    for name in ("JAX_COORDINATOR_ADDRESS", "CAI_JAX_MULTIHOST", "JAX_NUM_PROCESSES"):
-        monkeypatch.delenv(name, raising=False)
-    mesh.start_multihost()
-    assert calls == []
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
-    monkeypatch.setenv("JAX_PROCESS_ID", "3")
-    mesh.start_multihost()
-    assert calls == [(("host:1234",), {"num_processes": 4, "process_id": 3})]
-    monkeypatch.setenv("JAX_PROCESS_ID", "three")
-    with pytest.raises(ValueError, match="JAX_PROCESS_ID is 'three', not a number"):
-        mesh.start_multihost()
-
-
 def test_two_processes_train_as_one_and_one_reads_their_checkpoint(tmp_path):
     code = """
         import json, sys
-        from cai_jax import mesh
-        mesh.start_multihost()
+        from cai_jax import hosts
+        hosts.start()
         import jax
         import mesh_test
         from cai_jax.training.checkpoint import Checkpoints

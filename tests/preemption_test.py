@@ -74,8 +74,8 @@ TWO = """
     import os, signal, sys
     from pathlib import Path
 
-    from cai_jax import mesh
-    mesh.start_multihost()
+    from cai_jax import hosts, mesh
+    hosts.start()
     import jax, jax.numpy as jnp, numpy as np
     import loop_test
     from jax.sharding import NamedSharding, PartitionSpec

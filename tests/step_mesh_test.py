@@ -33,11 +33,10 @@ PROGRAM = """
     import dataclasses, json, sys
     from pathlib import Path
 
-    from cai_jax.mesh import (
-        MESH_AXES, layout, make_mesh, place, row_ways, shard_batch, start_multihost
-    )
+    from cai_jax import hosts
+    from cai_jax.mesh import MESH_AXES, layout, make_mesh, place, row_ways, shard_batch
 
-    start_multihost()
+    hosts.start()
     import jax, jax.numpy as jnp, numpy as np
     from fakes import tiny_model
     from jax.experimental.multihost_utils import process_allgather

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from cai_jax.batch import pad_tokens
 from cai_jax.conversation import Conversation
 from cai_jax.encoding import example
 from cai_jax.logprobs import chunked_token_logprobs
-from cai_jax.mesh import shard_batch
+from cai_jax.mesh import constrain, shard_batch, traced_mesh_of
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.transformer import Params, hidden_states, unembedding
@@ -122,13 +122,20 @@ def places(mask: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), 1) - 1, 0)
 
 
-jit_score = functools.partial(jax.jit, static_argnames=("config", "remat", "dtype"))(score)
-jit_reply_logprobs = functools.partial(
-    jax.jit, static_argnames=("config", "temperature", "remat", "dtype")
-)(reply_logprobs)
-jit_reply_values = functools.partial(jax.jit, static_argnames=("config", "remat", "dtype"))(
-    reply_values
-)
+def jitted(function: Callable, *static: str) -> Callable:
+    """A function (config, params, ...) jitted; on a mesh its results come whole to every device."""
+
+    @functools.wraps(function)
+    def asked(config, params, *rest, **options):
+        found = function(config, params, *rest, **options)
+        return jax.tree.map(lambda x: constrain(x, traced_mesh_of(params)), found)
+
+    return jax.jit(asked, static_argnames=("config", "remat", "dtype", *static))
+
+
+jit_score = jitted(score)
+jit_reply_logprobs = jitted(reply_logprobs, "temperature")
+jit_reply_values = jitted(reply_values)
 
 
 def score_texts(

@@ -81,6 +81,18 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
     return variables["params"]
 
 
+def frozen(params: Params, dtype: str) -> Params:
+    """Params that are not trained, kernels and the embedding in the dtype of products.
+
+    These cast them to it anyway, so nothing computed in `dtype` changes; norms stay as they are.
+    """
+
+    def cast(path, x):
+        return x if path[-1].key == "scale" else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def unembedding(params: Params) -> jax.Array:
     """The output matrix [D, V]: the head's own, or the embedding transposed."""
     if "lm_head" in params:

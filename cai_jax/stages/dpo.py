@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
 from pathlib import Path
 
 import flax.struct
@@ -24,7 +23,7 @@ from cai_jax.logprobs import chunked_token_logprobs
 from cai_jax.losses import dpo_loss
 from cai_jax.mesh import shard_batch
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.scoring import CHUNK, WIDTH, places
+from cai_jax.models.scoring import CHUNK, WIDTH, jitted, places
 from cai_jax.models.transformer import Params, hidden_states, unembedding
 from cai_jax.prompts import Format
 from cai_jax.records import Comparison
@@ -164,9 +163,7 @@ def response_logprobs(
     return jnp.where(response, logprobs[:, :-1], 0.0).sum(-1).reshape(-1, 2)
 
 
-jit_response_logprobs = partial(jax.jit, static_argnames=("config", "remat", "dtype"))(
-    response_logprobs
-)
+jit_response_logprobs = jitted(response_logprobs)
 
 
 def reference_logprobs(

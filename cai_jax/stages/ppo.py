@@ -135,7 +135,7 @@ def train_ppo(
 
     log = MetricsLog(directory / "metrics.jsonl")
     shards = Shards(directory / "rollouts")
-    done, kl_coefficient = 0, s.kl_coefficient
+    done, kl_coefficient, saving = 0, s.kl_coefficient, 0.0
     if (restored := checkpoints.restore(states)) is not None:
         states, extra = restored
         done, kl_coefficient = extra["update"], extra["kl_coefficient"]
@@ -190,7 +190,8 @@ def train_ppo(
         shards.write(
             update, rollout.records(update, answers, scores, provenance, kl, reward, others)
         )
-        values |= _perf(clock)
+        values |= _perf(clock) | ({"perf/checkpoint_seconds": saving} if saving else {})
+        saving = 0.0
         log.write(update + 1, values)
         progress(update + 1, s.updates, values)
         kl_coefficient = adapted_kl_coefficient(
@@ -199,7 +200,9 @@ def train_ppo(
         )  # fmt: skip
         if (update + 1) % s.save_every == 0 and update + 1 < s.updates:
             extra = {"update": update + 1, "kl_coefficient": kl_coefficient}
+            began = time.perf_counter()
             checkpoints.save(update + 1, states, extra)
+            saving = time.perf_counter() - began  # told with the next update
         if asked():
             stop(update + 1, kl_coefficient)
     checkpoints.close()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from cai_jax.batch import Rollout
 from cai_jax.logprobs import KL_ESTIMATORS
 from cai_jax.losses import masked_mean
+from cai_jax.mesh import constrain, traced_mesh_of
 from cai_jax.returns import gae, leave_one_out, shaped_rewards, whiten
 
 # The metric of each estimator: KL from the reference in nats a response, mean over the rollout.
@@ -61,7 +62,9 @@ def advantages_of(
       estimator, placement: see returns.shaped_rewards.
       whitened: whether advantages get zero mean and unit variance over all tokens.
     """
-    r = rollout
+    mesh = traced_mesh_of(rollout.logprobs)
+    # It is small: each device computes all of it, in the same order, whatever the mesh.
+    r = jax.tree.map(lambda x: constrain(x, mesh), rollout)
     credit = r.score if credit is None else credit
     rewards = shaped_rewards(
         credit, r.logprobs, r.ref_logprobs, r.mask, kl_coefficient, estimator, placement
@@ -85,7 +88,8 @@ def advantages_of(
         metrics["value/explained_variance"] = 1 - unexplained
     if whitened:
         advantages = whiten(advantages, r.mask)
-    return Minibatch(rollout, advantages, returns, reward), metrics
+    data = Minibatch(r, advantages, returns, reward)
+    return jax.tree.map(lambda x: constrain(x, mesh), data), metrics
 
 
 def _variance(x: jax.Array, mask: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cai_jax import rng
+from cai_jax import hosts, rng
 
 PyTree = Any
 # The machine's fault, not the checkpoint's.
@@ -147,8 +147,7 @@ class Checkpoints:
             stacklevel=3,
         )
         self._manager.close()
-        if jax.process_index() == 0:
-            (self.directory / str(step)).rename(damaged)
+        hosts.once(lambda: (self.directory / str(step)).rename(damaged))
         self._manager = self._open()
 
 

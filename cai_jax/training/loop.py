@@ -84,10 +84,8 @@ def train(
             f"The checkpoint in {checkpoints.directory} is at step {done}, past the {total_steps} "
             "steps asked for; raise the number of steps or use a new workdir."
         )
-    writes = jax.process_index() == 0
-    if writes:
-        metrics_log.truncate(done)
-    clock, idle = time.perf_counter(), 0.0
+    metrics_log.truncate(done)
+    clock, idle, saving = time.perf_counter(), 0.0, 0.0
     pending = None
 
     def busy() -> bool:
@@ -96,7 +94,7 @@ def train(
 
     def settle() -> None:
         """Fetches, checks and logs the step dispatched before."""
-        nonlocal clock, idle, pending
+        nonlocal clock, idle, saving, pending
         if pending is None:
             return
         step, batch, metrics = pending
@@ -109,11 +107,12 @@ def train(
         now = time.perf_counter()
         seconds = now - clock
         perf = {"perf/step_seconds": seconds, "perf/wait_share": idle / seconds}
-        clock, idle = now, 0.0
+        if saving:
+            perf["perf/checkpoint_seconds"] = saving
+        clock, idle, saving = now, 0.0, 0.0
         if rates is not None:
             perf |= rates(step, seconds)
-        if writes:
-            metrics_log.write(step, {**values, **perf})
+        metrics_log.write(step, {**values, **perf})
         if progress is not None:
             progress(step, total_steps, values)
 
@@ -129,8 +128,9 @@ def train(
                 on_step(done, state)
             if done % save_every == 0 or done == total_steps:
                 settle()  # a step is known to be good, and its row written, before it is saved
+                began = time.perf_counter()
                 checkpoints.save(done, state, {})
-                saved = done
+                saved, saving = done, time.perf_counter() - began
             if asked():
                 settle()
                 reached = f"step {done} of {total_steps}"

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from cai_jax import hosts
+
 
 class MetricsLog:
-    """Appends rows {"step": int, name: value, ...}, one a step.
+    """Appends rows {"step": int, name: value, ...}, one a step; of several hosts the first does.
 
     Metrics named perf/... depend on the machine and the moment; they go to `perf.jsonl` beside
     `path`, so that `path` itself is the same from run to run. A last line half written by a killed
@@ -27,17 +29,18 @@ class MetricsLog:
         self.path = Path(path)
         self.perf_path = self.path.with_name("perf.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for each in (self.path, self.perf_path):
-            _keep_steps(each, math.inf)
+        self.truncate(math.inf)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Appends one row, on disk when it returns (past a kill of the process).
+        """Appends one row, on disk when the first host returns (past a kill of its process).
 
         Args:
           step: optimiser steps done, the one described included.
           metrics: name to a number (also a NumPy or jax scalar); one that is not finite is
             written as null, which JSON has.
         """
+        if not hosts.first():
+            return
         values = {name: _number(value) for name, value in sorted(metrics.items())}
         perf = {name: value for name, value in values.items() if name.startswith("perf/")}
         rest = {name: value for name, value in values.items() if name not in perf}
@@ -47,13 +50,18 @@ class MetricsLog:
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": int(step), **row}) + "\n")
 
-    def truncate(self, step: int) -> None:
+    def truncate(self, step: float) -> None:
         """Drops the rows past `step`, which a run continued from there will write again."""
-        for path in (self.path, self.perf_path):
-            _keep_steps(path, step)
+
+        def keep() -> None:
+            for path in (self.path, self.perf_path):
+                _keep_steps(path, step)
+
+        hosts.once(keep)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of `path`, in order."""
+        """The rows of `path`, in order; all hosts call it at the same place."""
+        hosts.once(lambda: None)  # what was written before is there
         return read(self.path)
 
 
