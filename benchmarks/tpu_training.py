@@ -22,9 +22,10 @@ from cai_jax.batch import TokenBatch
 from cai_jax.mesh import batch_sharding, row_ways
 from cai_jax.models import transformer
 from cai_jax.models.config import ModelConfig
-from cai_jax.plan.hlo_traffic import collectives, host_transfers
+from cai_jax.plan.hlo_collectives import Collective, collectives
+from cai_jax.plan.hlo_traffic import host_transfers
+from cai_jax.plan.program import local_bytes, sharded
 from cai_jax.plan.shapes import LLAMA_3_8B
-from cai_jax.plan.training import local_bytes, sharded
 from cai_jax.stages.supervised import make_loss
 from cai_jax.training import optimizer, state
 
@@ -73,9 +74,17 @@ def compile_step(
         state=local_bytes(start),
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
-        collectives=collectives(text),
+        collectives=_by_kind(collectives(text, mesh.shape)),
         host=host_transfers(text),
     )
+
+
+def _by_kind(found: list[Collective]) -> dict[str, tuple[int, int]]:
+    sums: dict[str, tuple[int, int]] = {}
+    for one in found:
+        often, size = sums.get(one.kind, (0, 0))
+        sums[one.kind] = often + one.often, size + one.bytes
+    return sums
 
 
 def main() -> None:

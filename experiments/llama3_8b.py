@@ -21,4 +21,6 @@ def get_config() -> ConfigDict:
         group.batch_size = 64
         group.compute_dtype = "bfloat16"
     config.ppo.batch_size = 256
+    config.engine.slots = 256
+    config.mesh.tensor = 8  # one device has no room for weights to decode with
     return config

@@ -15,7 +15,7 @@ FOLDER = tiny_run.ROOT / "experiments"
 # Every experiment with every argument it takes.
 SIZED = ("quickstart.py", "dpo.py")
 EXPERIMENTS = [f"{name}{size}" for name in SIZED for size in ("", ":full", ":smoke")]
-EXPERIMENTS.append("llama3_8b.py")
+EXPERIMENTS += ["llama3_8b.py", "llama3_70b.py", "paper_52b.py"]
 # Those that are no whole run, with their verbs.
 OTHERS = {
     "label_ablation.py": "label-ablation",

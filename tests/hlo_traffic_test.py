@@ -2,13 +2,9 @@
 
 import pytest
 
-from cai_jax.plan.hlo_traffic import (
-    collectives,
-    host_transfers,
-    loop_traffic,
-    program_bytes,
-    size,
-)
+from cai_jax.plan.hlo import parse, size
+from cai_jax.plan.hlo_collectives import Collective, axes_of, collectives
+from cai_jax.plan.hlo_traffic import host_transfers, loop_traffic, program_bytes
 
 MODULE = """\
 HloModule step, is_scheduled=true
@@ -136,10 +132,41 @@ ENTRY %main (a: f32[8,128]) -> f32[16,128] {
 """  # noqa: E501
 
 
+PAIR = {"slice": 1, "fsdp": 2}
+
+
 def test_collectives_count_as_often_as_their_loops_run():
-    assert collectives(SENDS) == {
-        "all-gather": (1, 16 * ROW),
-        "collective-permute": (6, 6 * 8 * ROW),
-    }
+    assert collectives(SENDS, PAIR) == [
+        Collective("all-gather", ("fsdp",), 1, 16 * ROW),
+        Collective("collective-permute", ("fsdp",), 6, 6 * 8 * ROW),
+    ]
+    unsaid = SENDS.replace('"known_trip_count":{"n":"2"}', "")
     with pytest.raises(ValueError, match="How often there is run is not said"):
-        collectives(SENDS.replace('"known_trip_count"', '"unknown"'))
+        collectives(unsaid, PAIR)
+    assert collectives(unsaid, PAIR, unsaid=5)[1].often == 3 * 5
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", ("tensor",)),
+        ("replica_groups={{0,2},{1,3},{4,6},{5,7}}", ("fsdp",)),
+        ("replica_groups=[4,2]<=[8]", ("tensor",)),
+        ("replica_groups=[2,4]<=[8]", ("fsdp", "tensor")),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", ("slice",)),
+        ("replica_groups=[1,8]<=[8]", ("slice", "fsdp", "tensor")),
+        ("replica_groups=mesh['a'=4,'b'=2] {'b'}", ("tensor",)),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a'}", ("slice", "fsdp")),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a':(1)2}", ("slice",)),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a':(2)2,'b'}", ("fsdp", "tensor")),
+        ("replica_groups={}", ("slice", "fsdp", "tensor")),
+        ("source_target_pairs={{0,1},{1,0},{4,5}}", ("tensor",)),
+        ("source_target_pairs={{0,4},{4,0}}", ("slice",)),
+    ],
+)
+def test_axes_along_which_something_is_sent(groups, axes):
+    kind = "collective-permute" if "pairs" in groups else "all-reduce"
+    line = f"  ROOT %x = f32[2]{{0}} {kind}(%a), channel_id=1, {groups}, use_global_device_ids=true"
+    text = f"ENTRY %main (a: f32[2]) -> f32[2] {{\n  %a = f32[2]{{0}} parameter(0)\n{line}\n}}"
+    (one,) = (x for x in parse(text)["ENTRY main"].values() if x.name == "x")
+    assert axes_of(one, {"slice": 2, "fsdp": 2, "tensor": 2}) == axes

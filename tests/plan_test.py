@@ -12,9 +12,13 @@ from fakes import tiny_model
 from cai_jax import cli
 from cai_jax.mesh import make_mesh
 from cai_jax.models import heads
-from cai_jax.plan import report
+from cai_jax.plan import remedies, report, search
+from cai_jax.plan.decoding import Shapes, decoding_programs
+from cai_jax.plan.hours import hours, times_of
+from cai_jax.plan.program import Compiled, Part, Program, compile_program
+from cai_jax.plan.programs import programs_of
 from cai_jax.plan.shapes import LLAMA_3_8B, shape_of
-from cai_jax.plan.topology import Chip, layout_of
+from cai_jax.plan.topology import Chip, Topology, layout_of
 from cai_jax.plan.training import params_of, training_steps
 from cai_jax.progress import Progress
 from cai_jax.settings import ConfigError, run_settings
@@ -77,9 +81,13 @@ def test_a_shape_needs_no_weights(tmp_path):
         shape_of("nowhere")
 
 
+def one_device():
+    return make_mesh(ONE, jax.devices()[:1])
+
+
 def steps_of(model, **changes):
-    mesh = make_mesh(ONE, jax.devices()[:1])
-    return {step.name: step for step in training_steps(settings(**changes), model.config, mesh)}
+    steps = training_steps(settings(**changes), model.config, one_device())
+    return {step.name: step for step in steps}
 
 
 def test_every_step_of_a_run_and_what_it_holds(model):
@@ -91,8 +99,8 @@ def test_every_step_of_a_run_and_what_it_holds(model):
     steps = steps_of(model)
     assert list(steps) == ["finetune", "preference model", "PPO, policy", "PPO, value"]
     near = lambda n: pytest.approx(n, abs=200)  # counters and rates  # noqa: E731
-    assert steps["finetune"].state == near(3 * trunk)
-    assert steps["preference model"].state == near(3 * scorer)
+    assert steps["finetune"].held == near(3 * trunk)
+    assert steps["preference model"].held == near(3 * scorer)
     reference_and_pm = trunk + scorer
     assert steps["PPO, policy"].beside == near(reference_and_pm + 3 * scorer)
     assert steps["PPO, value"].beside == near(reference_and_pm + 3 * trunk)
@@ -114,40 +122,84 @@ def test_every_step_of_a_run_and_what_it_holds(model):
 
 def test_a_compiled_step_is_the_one_that_training_takes(model):
     """What the compiler says it needs is the state and a batch, and less with microbatches."""
-    whole = report.compile_step(steps_of(model)["finetune"])
+    whole = compile_program(steps_of(model)["finetune"], one_device())
     batch = 4 * 16 * (3 * 4 + 1)
-    assert whole.arguments == pytest.approx(whole.step.state + batch, abs=100)
-    assert whole.received == 0 < whole.moved
-    split = report.compile_step(steps_of(model, finetune__microbatches=4)["finetune"])
+    assert whole.held == pytest.approx(whole.program.held + batch, abs=100)
+    assert not whole.received and whole.moved > 0
+    split = compile_program(steps_of(model, finetune__microbatches=4)["finetune"], one_device())
     assert split.temporary < whole.temporary
     again = steps_of(model, finetune__remat="full")["finetune"]
-    assert again.flops == pytest.approx(whole.step.flops * 4 / 3)
+    assert again.flops == pytest.approx(whole.program.flops * 4 / 3)
+
+
+def test_a_compiled_decode_step_holds_and_moves_weights_and_cache(model):
+    shapes = Shapes(model.config, one_device(), 4, 128, jax.numpy.dtype("float32"))
+    programs = {p.name: p for p in decoding_programs(shapes)}
+    weights = 4 * sum(x.size for x in jax.tree.leaves(model.params))
+    token = 2 * 4 * model.config.layers * model.config.kv_heads * model.config.head_dim
+    logits = 4 * 4 * model.config.vocab_size
+    step = compile_program(programs["a token a slot"], one_device())
+    assert step.program.held == weights + 4 * 128 * token + logits
+    assert step.program.beside == weights
+    assert step.moved > weights  # CPU's program copies more; a TPU's is in tpu_decode_test
+    forward = flops.flops_per_token(*flops.shape_of(model.params), 128) / 3
+    assert step.program.flops == pytest.approx(4 * forward)
+    assert programs["read 512 tokens"].flops == pytest.approx(512 * forward)
+    assert [part.times for part in programs["read 512 tokens"].parts] == [
+        model.config.layers - 1,
+        1,
+    ]
+
+
+def test_what_ppo_holds_stands_beside_what_it_decodes_and_asks(model):
+    s = settings(engine__slots=4, engine__max_length=128)
+    programs = {p.name: p for p in programs_of(s, model.config, one_device())}
+    holds = programs["PPO, policy"].held + programs["PPO, policy"].beside
+    assert programs["PPO, a token a slot"].beside == holds
+    assert programs["PPO, a token a slot"].parts is programs["a token a slot"].parts
+    for name in ("PPO, to decode", "PPO, log-probs", "PPO, values", "PPO, scores"):
+        assert programs[name].held + programs[name].beside == holds
+    dpo = [p.name for p in programs_of(dataclasses.replace(s, algorithm="dpo"), model.config,
+                                       one_device())]  # fmt: skip
+    assert not any(name.startswith("PPO") for name in dpo) and dpo[-1] == "DPO"
+    rated = settings(ppo__reward="rating", ppo__advantage="leave_one_out", ppo__samples=2)
+    names = [p.name for p in programs_of(rated, model.config, one_device())]
+    assert "PPO, scores" not in names and "PPO, values" not in names
 
 
 def test_changes_that_need_less_memory_begin_with_the_smallest(model):
-    def said(ways, name="finetune", **changes):
+    def said(ways, name="finetune", heads=1, **changes):
         s = settings(finetune__batch_size=16, **changes)
         step = next(x for x in steps_of(model).values() if x.name == name)
-        return [(text, getattr(t, step.group)) for text, t in report.changes(step, s, ways)]
+        found = remedies.changes(step, s, ways, heads)
+        return [(text, getattr(t, step.group), t.mesh) for text, t in found]
 
     found = said(2)
     f = "config.finetune"
     split = [f"{f}.remat=full, {f}.microbatches={n}" for n in (2, 4, 8)]
-    moments = f"{split[-1]}, {f}.optimizer.moment_dtype=bfloat16"
-    assert [text for text, _ in found] == [f"{f}.remat=full", *split, moments]
-    assert [(g.remat, g.microbatches) for _, g in found[:2]] == [("full", 1), ("full", 2)]
+    coarse = f"{split[-1]}, {f}.compute_dtype=bfloat16"
+    moments = f"{coarse}, {f}.optimizer.moment_dtype=bfloat16"
+    assert [text for text, *_ in found] == [f"{f}.remat=full", *split, coarse, moments]
+    assert [(g.remat, g.microbatches) for _, g, _ in found[:2]] == [("full", 1), ("full", 2)]
     assert found[-1][1].microbatches == 8 and found[-1][1].optimizer.moment_dtype == "bfloat16"
     tight = {"finetune__remat": "full", "finetune__microbatches": 4}
-    assert next(text for text, _ in said(2, **tight)) == f"{f}.microbatches=8"
+    assert next(text for text, *_ in said(2, **tight)) == f"{f}.microbatches=8"
+    more = said(2, heads=4)
+    assert [m.tensor for *_, m in more[-2:]] == [2, 4]
+    assert more[-1][0].endswith(", config.mesh.tensor=4, config.mesh.fsdp=-1")
 
     o = "config.ppo"  # 8 rows in 4 minibatches
-    begun = f"{o}.remat=full, {o}.microbatches=2"
-    expected = [
-        f"{o}.remat=full", begun, f"{begun}, config.dtype=bfloat16",
-        f"{begun}, config.dtype=bfloat16, {o}.optimizer.moment_dtype=bfloat16, "
-        f"{o}.value_optimizer.moment_dtype=bfloat16",
-    ]  # fmt: skip
-    assert [text for text, _ in said(1, "PPO, policy")] == expected
+    begun = f"{o}.remat=full, {o}.microbatches=2, {o}.compute_dtype=bfloat16"
+    moments = f"{o}.optimizer.moment_dtype=bfloat16, {o}.value_optimizer.moment_dtype=bfloat16"
+    assert [text for text, *_ in said(1, "PPO, policy")][2:] == [begun, f"{begun}, {moments}"]
+
+
+def test_fewer_slots_need_less_memory(model):
+    shapes = Shapes(model.config, one_device(), 32, 128, jax.numpy.dtype("float32"))
+    program = next(decoding_programs(shapes))
+    found = list(remedies.changes(program, settings(engine__slots=32), 4, 1))
+    assert [t.engine.slots for _, t in found] == [16, 8, 4]
+    assert found[-1][0] == "config.engine.slots=4"
 
 
 def test_the_first_change_that_fits_is_told(model, monkeypatch):
@@ -155,28 +207,94 @@ def test_the_first_change_that_fits_is_told(model, monkeypatch):
     (step,) = (x for x in steps_of(model).values() if x.name == "PPO, policy")
     tried = []
 
-    def compiled(step):
-        tried.append(step)
-        return report.Compiled(step, step.state, 1000 * len(tried), 0, 0, 0.0)
+    def compiled(program, mesh):
+        tried.append(program)
+        return Compiled(program, program.held, 1000 * len(tried), 0, {}, 0.0)
 
-    monkeypatch.setattr(report, "compile_step", compiled)
-    mesh, s = make_mesh(ONE, jax.devices()[:1]), settings()
-    row = report.Compiled(step, step.state, 10**9, 0, 0, 0.0)
-    held = step.state + step.beside
-    of = lambda hbm: report.remedy(row, s, model.config, mesh, Chip(hbm, 1, 1, 1), Progress())  # noqa: E731
+    monkeypatch.setattr(remedies, "compile_program", compiled)
+    row, held = Compiled(step, step.held, 10**9, 0, {}, 0.0), step.held + step.beside
+
+    def of(hbm):
+        found = Topology("here", Chip(hbm, 1, 1, 1, 1), jax.devices()[:1], 1)
+        return remedies.remedy(row, settings(), model.config, found, Progress())
+
     assert "with config.ppo.remat=full it fits" in of(held + 2000)
     tried.clear()
-    assert "config.dtype=bfloat16 it fits" in of(held - 1) and len(tried) == 1
+    assert "config.ppo.compute_dtype=bfloat16 it fits" in of(held - 1) and len(tried) == 1
     tried.clear()
-    assert "split it over more chips" in of(step.state // 4) and not tried
+    assert "split it over more chips" in of(step.held // 4) and not tried
+
+
+def row_of(name, seconds, total=0):
+    """A program that arithmetic takes so long on a chip of 1 FLOP/s."""
+    return Compiled(Program(name, "ppo", (), 0, 0, seconds), total, 0, 0, {}, 0.0)
+
+
+class Device:
+    """What a mesh asks of one."""
+
+    platform = device_kind = "cpu"
+
+
+HERE = Topology("here", Chip(100.0, 1.0, 10.0, 5.0, 2.0), [Device() for _ in range(4)], 1)
 
 
 def test_bounds_are_of_one_chip():
-    step = dataclasses.make_dataclass("Step", ["flops", "beside"])(4e12, 7)
-    row = report.Compiled(step, arguments=1, temporary=2, moved=30, received=50, seconds=0.0)
-    chip = Chip(hbm=100.0, flops=1e12, hbm_rate=10.0, ici_rate=5.0)
-    assert row.bounds(chip, 4) == {"arithmetic": 1.0, "memory": 3.0, "links": 10.0}
+    program = Program("x", "ppo", (Part(None),), 1, 7, 16.0)
+    received = {("fsdp",): 50.0, ("slice",): 6.0, ("slice", "fsdp"): 4.0}
+    row = Compiled(program, held=1, temporary=2, moved=30, received=received, seconds=0.0)
+    found = row.bounds(HERE.chip, 4)
+    assert found == {"arithmetic": 4.0, "memory": 3.0, "links": 10.0, "network": 5.0}
     assert row.total == 10
+
+
+def test_a_run_takes_each_program_as_often_as_its_settings_say(tmp_path):
+    import tiny_run
+
+    from cai_jax.run import read_data
+
+    experiment = tiny_run.write(tmp_path)
+    config, *_ = cli.parse([f"--config={experiment.config}"], needs_workdir=False)
+    s = run_settings(config)
+    times = times_of(s, read_data(s))
+    token = "a token a slot"
+    assert times["critique and revision"][token] == 4 * (6 + 2 * (6 + 6)) / 1
+    assert times["helpful responses"][token] == 2 * 2 * 6 / 1
+    assert times["finetuning"] == {"finetune": 2 * 1}  # it all packs into one row of 128
+    assert times["AI feedback"][token] == 4 * 2 * 6 / 1
+    assert times["preference model"] == {"preference model": 2 * 3}  # 0.7 of 6 pairs, by 2
+    assert times["PPO"]["PPO, policy"] == times["PPO"]["PPO, value"] == 3 * 2
+    assert times["PPO"]["PPO, a token a slot"] == 3 * 4 * 6 / 1
+    assert times["PPO"]["PPO, log-probs"] == 6 and times["PPO"]["PPO, scores"] == 3
+
+    rows = [row_of(token, 8.0), row_of("PPO, policy", 4.0), row_of("PPO, log-probs", 40.0)]
+    stages = {x.name: x for x in hours(times, rows, HERE)}
+    assert stages["helpful responses"].seconds == 24 * 2.0
+    assert stages["PPO"].seconds == 6 * 1.0 + 6 * 10.0
+    assert stages["PPO"].most == "PPO, log-probs"
+    lines = report.cost([stages["PPO"]], HERE, price=90.0)
+    assert lines[0].startswith("0.018 hours, 0.0733 chip-hours, 7 at 90 a chip-hour: ")
+
+
+def test_candidates_cover_the_chips_and_divide_the_model(model):
+    s = settings(finetune__batch_size=16, preference_model__batch_size=16, ppo__batch_size=64)
+    found = list(search.candidates(s, model.config, HERE))
+    meshes = {(t.mesh.data, t.mesh.fsdp, t.mesh.tensor) for _, t in found}
+    assert meshes == {(1, 4, 1), (2, 2, 1), (1, 2, 2)}  # 2 heads of keys and values
+    assert {t.finetune.microbatches for _, t in found if t.mesh.tensor == 1} == {1, 2, 4}
+    said = next(text for text, t in found if t.mesh.tensor == 2 and t.ppo.microbatches == 2)
+    assert "--config.mesh.tensor=2" in said and "--config.ppo.microbatches=2" in said
+
+
+def test_the_fastest_that_fits_comes_first():
+    def tried(said, hours, total):
+        return search.Tried(said, hours, row_of("x", 0.0, total))
+
+    table = search.ranked(
+        [tried("slow", 3.0, 9), tried("big", 1.0, 200), tried("fast", 2.0, 9)], HERE
+    )
+    assert list(table.columns[3].cells) == ["fast", "slow", "big"]
+    assert list(table.columns[1].cells)[-1].endswith(" !")
 
 
 @pytest.mark.parametrize(
@@ -185,6 +303,7 @@ def test_bounds_are_of_one_chip():
         ([], "--topology=NAME is missing"),
         (["--topology=v5e-16", "--slices=two"], "--slices=two is no number of slices"),
         (["--topology=v5e-16", "--slices=0"], "--slices=0 is no number of slices"),
+        (["--topology=v5e-16", "--price=much"], "--price=much is no price"),
         (["--topology=v9-16"], "--topology=v9-16 is unknown"),
     ],
 )
@@ -208,10 +327,13 @@ def test_a_tiny_run_is_planned_for_a_tpu(tmp_path):
         sys.executable, "-m", "cai_jax.cli", "plan", f"--config={experiment.config}",
         "--topology=v5e-4", "--config.finetune.batch_size=4",
         "--config.preference_model.batch_size=4", "--config.ppo.batch_size=16",
-        "--config.ppo.minibatches=2",
+        "--config.ppo.minibatches=2", "--price=1.2",
     ]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
-    for word in ("4 chips of 17.2 GB", "fsdp 4", "PPO, value", "bound by"):
+    for word in (
+        "4 chips of 17.2 GB", "fsdp 4", "PPO, value", "bound by", "a token a slot", "along fsdp",
+        "The run, at the least", "chip-hours, ", "at 1.2 a chip-hour",
+    ):  # fmt: skip
         assert word in ended.stdout
     assert not ended.stderr.strip()

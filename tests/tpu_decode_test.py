@@ -2,8 +2,10 @@
 
 import importlib.util
 
+import jax.numpy as jnp
 import pytest
 
+from cai_jax.plan.decoding import Shapes
 from cai_jax.plan.shapes import LLAMA_3_8B
 
 pytestmark = [
@@ -19,7 +21,7 @@ def test_a_step_moves_params_and_cache_once(topology):
     from benchmarks import tpu, tpu_decode
 
     mesh = tpu.mesh_for(topology, data=-1, tensor=8)
-    step = tpu_decode.compile_step(LLAMA_3_8B, mesh, slots=128, length=1024)
+    step = tpu_decode.compile_step(Shapes(LLAMA_3_8B, mesh, 128, 1024, jnp.dtype("bfloat16")))
     assert step.traffic.host == ()
     # Below 1 where some weights stay in on-chip memory from step to step.
     assert 0.7 < step.ratio < 1.15, step.traffic.largest
@@ -30,7 +32,8 @@ def test_reading_needs_no_host_and_little_memory(topology):
     from benchmarks import tpu, tpu_decode
 
     mesh = tpu.mesh_for(topology, data=-1, tensor=8)
-    programs = tpu_decode.compile_reading(LLAMA_3_8B, mesh, slots=128, length=1024)
+    shapes = Shapes(LLAMA_3_8B, mesh, 128, 1024, jnp.dtype("bfloat16"))
+    programs = tpu_decode.compile_reading(shapes)
     assert set(programs) == {"read layer", "last read layer", "score layer"}
     for name, (arguments, temporary, host) in programs.items():
         assert host == (), name

@@ -18,7 +18,12 @@ LLAMA_3_70B = ModelConfig(
     vocab_size=128256, embed=8192, layers=80, heads=64, kv_heads=8, head_dim=128, mlp=28672,
     rope_theta=500000.0, norm_eps=1e-5, tied_embeddings=False, context=131072,
 )  # fmt: skip
-SHAPES = {"llama-3.1-8b": LLAMA_3_8B, "llama-3.1-70b": LLAMA_3_70B}
+# 64 layers of 8,192 come to 52B, with as many weights in a gated MLP as in one of 4 x 8,192.
+PAPER_52B = ModelConfig(
+    vocab_size=65536, embed=8192, layers=64, heads=64, kv_heads=64, head_dim=128, mlp=21888,
+    rope_theta=10000.0, norm_eps=1e-5, tied_embeddings=True, context=8192,
+)  # fmt: skip
+SHAPES = {"llama-3.1-8b": LLAMA_3_8B, "llama-3.1-70b": LLAMA_3_70B, "paper-52b": PAPER_52B}
 
 
 def shape_of(model: str) -> ModelConfig:

@@ -20,21 +20,24 @@ class Chip:
       flops: dense bfloat16 FLOP/s.
       hbm_rate: bytes a second between memory and the chip.
       ici_rate: bytes a second that a chip receives over all its links to its neighbours.
+      dcn_rate: bytes a second that a chip's part of its host's network takes in, between slices.
     """
 
     hbm: float
     flops: float
     hbm_rate: float
     ici_rate: float
+    dcn_rate: float
 
 
 GIB = 2**30
-# The published rates of the links count both directions; half of that comes in.
+# "Bidirectional ICI bandwidth" counts both directions; half of that comes in. A host's network
+# cards are shared by its chips.
 CHIPS = {
-    "v4": Chip(32 * GIB, 275e12, 1228e9, 150e9),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 100e9),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 300e9),
-    "v6e": Chip(32 * GIB, 918e12, 1640e9, 224e9),
+    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9, 6.25e9),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, 3.125e9),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, 6.25e9),
+    "v6e": Chip(32 * GIB, 918e12, 1640e9, 400e9, 12.5e9),
 }
 # A name's number counts chips on some kinds and TensorCores, two to a chip, on others.
 CORES = {"v4": 2, "v5p": 2, "v5e": 1, "v6e": 1}

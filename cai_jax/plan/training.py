@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cai_jax.batch import ComparisonBatch, Rollout, TokenBatch
-from cai_jax.mesh import DEFAULT_RULES, batch_sharding, param_shardings
+from cai_jax.mesh import batch_sharding
 from cai_jax.models import heads, transformer
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.scoring import jit_reply_logprobs, jit_reply_values, jit_score
+from cai_jax.plan.program import Part, Program, local_bytes, sharded
 from cai_jax.settings import RunSettings
 from cai_jax.stages import dpo, preference_model, supervised
 from cai_jax.training import flops, optimizer, state
@@ -26,50 +28,13 @@ from cai_jax.training.ppo_losses import make_policy_loss, make_shared_loss, make
 PyTree = Any
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingStep:
-    """A step to compile.
-
-    Attributes:
-      name: of the stage, and where it has several, of the step.
-      group: the config's group of its settings.
-      lowered: what compiles.
-      state: bytes on a device of params and moments.
-      beside: bytes on a device of what the stage holds while the step runs and the step has no
-        part in, such as the reference policy.
-      flops: of the whole step on all devices: the model's, and what `remat` computes again.
-    """
-
-    name: str
-    group: str
-    lowered: jax.stages.Lowered
-    state: int
-    beside: int
-    flops: float
-
-
-def local_bytes(tree: PyTree) -> int:
-    """Bytes of one device's part of ShapeDtypeStructs."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
-
-
-def sharded(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Shapes of params, or of a TrainState, in training's layout."""
-    layout = param_shardings(tree, mesh, DEFAULT_RULES)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout
-    )
-
-
 def params_of(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> PyTree:
     """Shapes of a language model's params."""
     shapes = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
 
 
-def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[TrainingStep]:
+def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[Program]:
     """Every stage's steps, in the run's order.
 
     Raises:
@@ -87,9 +52,8 @@ def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[
         tokens = math.prod(batch_shape(batch))
         model = tokens * flops.flops_per_token(*flops.shape_of(params), length)
         again = 4 / 3 if of.remat == "full" else 1  # the forward pass, a third of the three
-        return TrainingStep(
-            name, group, program.lower(start, batch), local_bytes(start), beside, model * again
-        )
+        parts = (Part(program.lower(start, batch)),)
+        return Program(name, group, parts, local_bytes(start), beside, model * again)
 
     f = s.finetune
     size = f.batch_size, f.length
@@ -118,9 +82,9 @@ def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[
     size, length = o.batch_size // o.minibatches, o.prompt_tokens + o.response_tokens
     batch = _minibatch(rows, size, o.prompt_tokens, o.response_tokens, o.has_value)
     # While PPO trains it holds the reference and what scores: preference models, or the judge.
-    frozen = local_bytes(sharded(params_of(config, jnp.dtype(s.dtype)), mesh))
+    of = lambda dtype: local_bytes(sharded(params_of(config, jnp.dtype(dtype)), mesh))  # noqa: E731
     scorers = (p.members + p.halves) * local_bytes(sharded(scorer, mesh))
-    models = frozen + (frozen if s.rated else scorers)
+    models = of(o.compute_dtype) + (of(s.dtype) if s.rated else scorers)
     if o.shares_trunk:
         both = jax.eval_shape(heads.beside_scalar_head, policy)
         loss = make_shared_loss(
@@ -137,8 +101,46 @@ def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[
         return
     loss = make_value_loss(config, o.value_clip, o.remat, o.compute_dtype)
     value = make("PPO, value", params=scorer, loss=loss, opt=o.value_optimizer)
-    yield dataclasses.replace(first, beside=models + value.state)
-    yield dataclasses.replace(value, beside=models + first.state)
+    yield dataclasses.replace(first, beside=models + value.held)
+    yield dataclasses.replace(value, beside=models + first.held)
+
+
+def scoring_programs(
+    s: RunSettings, config: ModelConfig, mesh: Mesh, holds: int
+) -> Iterator[Program]:
+    """What PPO asks of its models about a whole batch: log-probabilities, values, scores.
+
+    Args:
+      holds: bytes on a device of all that PPO holds.
+    """
+    o = s.ppo
+    length = o.prompt_tokens + o.response_tokens
+    asked, said = (o.batch_size, o.prompt_tokens), (o.batch_size, o.response_tokens)
+    rows = functools.partial(_rows, mesh)
+    texts = (
+        rows(asked, jnp.int32),
+        rows(asked, jnp.bool_),
+        rows(said, jnp.int32),
+        rows(said, jnp.bool_),
+    )
+    policy = sharded(params_of(config), mesh)
+    scorer = sharded(jax.eval_shape(heads.with_scalar_head, params_of(config)), mesh)
+
+    def make(name: str, params: PyTree, lowered: jax.stages.Lowered) -> Program:
+        size = local_bytes(params)
+        each = flops.flops_per_token(*flops.shape_of(params), length) / 3  # the forward pass alone
+        work = o.batch_size * length * each
+        return Program(f"PPO, {name}", "ppo", (Part(lowered),), size, holds - size, work)
+
+    static = {"dtype": o.compute_dtype}
+    lowered = jit_reply_logprobs.lower(config, policy, *texts, o.temperature, **static)
+    yield make("log-probs", policy, lowered)
+    if o.has_value:
+        yield make("values", scorer, jit_reply_values.lower(config, scorer, *texts, **static))
+    if not s.rated:
+        whole = (o.batch_size, length)
+        batch = rows(whole, jnp.int32), rows(whole, jnp.bool_)
+        yield make("scores", scorer, jit_score.lower(config, scorer, *batch))
 
 
 def batch_shape(batch: PyTree) -> tuple[int, ...]:

@@ -1,0 +1,148 @@
+"""A config's decoding, lowered for a mesh from shapes alone: sampling, reading, choosing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cai_jax.decoding import bursts, reading
+from cai_jax.decoding.calls import FEEDS, NODES, SIZES, STEPS
+from cai_jax.decoding.sampling import Rule
+from cai_jax.mesh import fitted
+from cai_jax.models import kv_cache
+from cai_jax.models.cached import abstract_unstacked, laying_out
+from cai_jax.models.config import ModelConfig
+from cai_jax.plan.program import Part, Program, local_bytes, sharded
+from cai_jax.plan.training import params_of
+from cai_jax.training import flops
+
+STOPS = 64  # states of a stop automaton
+PREFIX = 2048  # tokens that all slots read first
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """An engine's buffers on a mesh, without data. Attributes: as the engine's."""
+
+    config: ModelConfig
+    mesh: Mesh
+    slots: int
+    length: int
+    dtype: jnp.dtype
+
+    @functools.cached_property
+    def params(self):
+        """The weights, in decoding's layout."""
+        return abstract_unstacked(params_of(self.config), self.mesh, self.dtype)
+
+    @functools.cached_property
+    def cache(self) -> kv_cache.KVCache:
+        """Keys and values of all slots."""
+        empty = functools.partial(kv_cache.empty, self.config, self.slots, self.length, self.dtype)
+        shapes = jax.eval_shape(empty)
+        return jax.tree.map(lambda x: self.array(x.shape, x.dtype, *kv_cache.AXES), shapes)
+
+    @property
+    def logits(self) -> jax.ShapeDtypeStruct:
+        """The newest of every slot."""
+        return self.array((self.slots, self.config.vocab_size), jnp.float32, *reading.LOGITS)
+
+    def array(self, shape: tuple[int, ...], kind, *names: str | None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, kind, sharding=fitted(self.mesh, shape, *names))
+
+    @property
+    def static(self) -> dict:
+        return {"config": self.config, "dtype": jnp.dtype(self.dtype), "mesh": self.mesh}
+
+
+def burst(s: Shapes) -> jax.stages.Lowered:
+    """`bursts.decode` for all slots and their whole length."""
+    column = lambda kind: s.array((s.slots,), kind)  # noqa: E731
+    draws = bursts.Draws(
+        active=column(bool),
+        fresh=column(bool),
+        pending=column(jnp.int32),
+        key=s.array((s.slots, 2), jnp.uint32),
+        segment=column(jnp.int32),
+        sampled=column(jnp.int32),
+        least=column(jnp.int32),
+        limit=column(jnp.int32),
+        rule=Rule(column(jnp.float32), column(jnp.float32), column(jnp.int32)),
+        stop_state=column(jnp.int32),
+    )
+    return bursts.decode.lower(
+        s.params, s.cache, s.logits, None, column(jnp.int32), column(jnp.int32), draws,
+        s.array((STOPS, s.config.vocab_size), jnp.int16), s.array((2,), jnp.int32),
+        s.array((), jnp.int32), **s.static, limit=s.length, steps=STEPS,
+    )  # fmt: skip
+
+
+def readers(s: Shapes) -> dict[str, jax.stages.Lowered]:
+    """What reads, behind a shared prefix: full calls of `reading.extend`, a layer before the last
+    and the last with its logits, and a layer of `reading.score`."""
+
+    def keys_and_values(count: int, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        empty = functools.partial(kv_cache.empty, s.config, count, size, s.dtype)
+        one = jax.eval_shape(empty).layers[0]
+        return tuple(s.array(x.shape, x.dtype, *kv_cache.AXES) for x in one)
+
+    def stream(tokens: int):
+        angle = s.array((s.config.head_dim // 2, tokens), jnp.float32, *reading.STREAM)
+        return s.array((s.config.embed, tokens), s.dtype, *reading.STREAM), (angle, angle)
+
+    tokens = SIZES[-1]
+    layer, head = s.params["layers"][0], {k: s.params[k] for k in ("head", "final_norm")}
+    held = keys_and_values(s.slots, s.length)
+    shared = (*keys_and_values(1, PREFIX), s.array((), jnp.int32))
+    column = jax.ShapeDtypeStruct((min(s.slots, tokens // FEEDS),), jnp.int32)
+    pack = functools.partial(reading.pack, tokens=tokens, total=s.slots)
+    packed = jax.eval_shape(pack, column, column, column)
+    packed = jax.tree.map(lambda x: s.array(x.shape, x.dtype), packed)
+    rows, nodes = column.shape[0], NODES[1]
+    ints = s.array(column.shape, jnp.int32)
+    return {
+        "read layer": reading.extend_layer.lower(
+            layer, held, shared, *stream(tokens), packed, **s.static
+        ),
+        "last read layer": reading.extend_last.lower(
+            layer, head, held, s.logits, shared, *stream(tokens), packed, **s.static
+        ),
+        "score layer": reading.score_layer.lower(
+            layer, held, shared, *stream(rows * nodes), ints, ints,
+            s.array((rows, nodes, nodes), bool), **s.static,
+        ),
+    }  # fmt: skip
+
+
+def decoding_programs(s: Shapes) -> Iterator[Program]:
+    """What the stages that ask the model run; its params in training's layout stay beside.
+
+    A token sampled in every slot, each of its whole length; a full call that reads; a full call
+    that scores tokens of options. Left out: what takes less than a layer, such as copies of
+    slots.
+    """
+    weights = {k: v for k, v in s.params.items() if k != "head" or not s.config.tied_embeddings}
+    held = local_bytes((weights, s.cache, s.logits))
+    beside = local_bytes(sharded(params_of(s.config, s.dtype), s.mesh))
+    forward = flops.flops_per_token(*flops.shape_of(params_of(s.config)), s.length) / 3
+    make = functools.partial(Program, group="engine", held=held, beside=beside)
+    yield make("a token a slot", parts=(Part(burst(s), steps=STEPS),), flops=s.slots * forward)
+    parts, layers = readers(s), s.config.layers
+    read = Part(parts["read layer"], layers - 1), Part(parts["last read layer"])
+    yield make(f"read {SIZES[-1]} tokens", parts=read, flops=SIZES[-1] * forward)
+    rows = min(s.slots, SIZES[-1] // FEEDS) * NODES[1]
+    score = (Part(parts["score layer"], layers),)
+    yield make(f"score {rows} tokens", parts=score, flops=rows * forward)
+
+
+def relayout(s: Shapes, beside: int) -> Program:
+    """PPO's policy from training's layout to decoding's; `beside`: what PPO holds with it."""
+    policy = sharded(params_of(s.config), s.mesh)
+    lowered = laying_out(policy, s.mesh, s.dtype).lower(policy, dtype=s.dtype)
+    size = local_bytes(policy)
+    return Program("PPO, to decode", "engine", (Part(lowered),), size, beside - size, 0.0)

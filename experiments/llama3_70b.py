@@ -1,0 +1,18 @@
+"""The whole method with a 70B model of Llama 3's shape, on a slice of a TPU pod.
+
+Command:  cai-jax plan --config=experiments/llama3_70b.py --topology=v5p-128
+          cai-jax run --config=experiments/llama3_70b.py --workdir=DIR --config.model=DIR
+Hardware: what `plan` finds large enough (docs/scale.md).
+Time:     not measured; a run has not been made.
+Expect:   as llama3_8b.py, whose settings it has.
+"""
+
+from llama3_8b import get_config as llama3_8b
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """`model` is a shape until it is set to a folder with weights."""
+    config = llama3_8b()
+    config.model = "llama-3.1-70b"
+    return config
