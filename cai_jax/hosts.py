@@ -39,11 +39,11 @@ def start() -> None:
     Does nothing unless the environment asks for it: JAX_COORDINATOR_ADDRESS (with
     JAX_NUM_PROCESSES and JAX_PROCESS_ID where no cluster manager supplies them), or
     CAI_JAX_MULTIHOST=1 where jax can find the others by itself (TPU pods, Slurm). Every host runs
-    the same command. One that waits for the others says so on standard error.
+    the same command. One that waits for the others says so on standard error, and ends with exit
+    code 1 where they do not come within START_SECONDS.
 
     Raises:
       ValueError: the environment asks for it but doesn't say enough.
-      HostsError: the others did not come.
     """
     coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if not coordinator and os.environ.get("CAI_JAX_MULTIHOST") != "1":
@@ -58,17 +58,17 @@ def start() -> None:
                 raise ValueError(f"The environment variable {name} is {text!r}, not a number.")
             counts[argument] = int(text)
     where = f" at {coordinator}" if coordinator else ""
-    with _said_when_long(
-        f"for the other hosts{where}; is the same command running on all of them?"
-    ):
-        try:
-            jax.distributed.initialize(coordinator, **counts, initialization_timeout=START_SECONDS)
-        except RuntimeError as error:
-            first_line = str(error).split("\n")[0]
-            raise HostsError(
-                f"the other hosts{where} did not come within {START_SECONDS} seconds "
-                f"({first_line}); start the same command on all of them."
-            ) from error
+
+    def give_up() -> None:  # before JAX does, which aborts the process with a trace of its own
+        line = (
+            f"cai-jax: the other hosts{where} did not come within {START_SECONDS} seconds; start "
+        )
+        print(line + "the same command on all of them.", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    what = f"for the other hosts{where}; is the same command running on all of them?"
+    with _said_when_long(what), _after(START_SECONDS, give_up):
+        jax.distributed.initialize(coordinator, **counts, initialization_timeout=START_SECONDS + 60)
 
 
 def count() -> int:
@@ -168,7 +168,14 @@ def check_devices() -> None:
 def _said_when_long(what: str) -> Iterator[None]:
     """While open for longer than REMINDED seconds, says what is waited for."""
     line = f"cai-jax: {socket.gethostname()} has waited {REMINDED} seconds {what}"
-    timer = threading.Timer(REMINDED, lambda: print(line, file=sys.stderr, flush=True))
+    with _after(REMINDED, lambda: print(line, file=sys.stderr, flush=True)):
+        yield
+
+
+@contextlib.contextmanager
+def _after(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    """Does something unless it is closed within so many seconds."""
+    timer = threading.Timer(seconds, action)
     timer.daemon = True
     timer.start()
     try:

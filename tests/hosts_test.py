@@ -29,7 +29,8 @@ def test_hosts_are_joined_only_when_asked(alone, monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     monkeypatch.setenv("JAX_PROCESS_ID", "3")
     hosts.start()
-    given = {"num_processes": 4, "process_id": 3, "initialization_timeout": hosts.START_SECONDS}
+    limit = hosts.START_SECONDS + 60
+    given = {"num_processes": 4, "process_id": 3, "initialization_timeout": limit}
     assert calls == [(("host:1234",), given)]
     monkeypatch.setenv("JAX_PROCESS_ID", "three")
     with pytest.raises(ValueError, match="JAX_PROCESS_ID is 'three', not a number"):
@@ -58,6 +59,20 @@ def test_who_waits_says_so(monkeypatch, capfd):
         pass
     time.sleep(0.1)
     assert capfd.readouterr().err.strip().endswith("has waited 0.05 seconds for bread")
+
+
+def test_a_host_that_is_left_alone_says_so_and_ends(tmp_path):
+    program = (
+        "from cai_jax import hosts; hosts.START_SECONDS = 2; hosts.REMINDED = 1; hosts.start()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=tiny_run.environment(tmp_path) | processes.two()[1],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    waited, gave_up = ended.stderr.splitlines()
+    assert "has waited 1 seconds for the other hosts at localhost:" in waited
+    assert "did not come within 2 seconds; start the same command on all of them." in gave_up
 
 
 # What three of a run's processes see; the third is told other things.
