@@ -53,6 +53,7 @@ def settings(**changes):
         ("v4-32", ("v4", "2x2x4")),  # 32 TensorCores are 16 chips
         ("v5p-128", ("v5p", "4x4x4")),
         ("v5p:2x2x1", ("v5p", "2x2x1")),
+        ("v7x-128", ("v7x", "4x4x4")),
     ],
 )
 def test_names_that_tpus_are_rented_under(name, found):
@@ -225,6 +226,27 @@ def test_the_first_change_that_fits_is_told(model, monkeypatch):
     assert "split it over more chips" in of(step.held // 4) and not tried
 
 
+def test_what_the_compiler_refuses_does_not_fit(model):
+    said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+
+    class Lowered:
+        def __init__(self, rest):
+            self.rest = rest
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(said + self.rest)
+
+    def refused(rest):
+        program = Program("x", "ppo", (Part(Lowered(rest)),), 5, 7, 16.0)
+        return compile_program(program, one_device())
+
+    row = refused("temporaries (35.5G) exceeds available HBM (31.25G).")
+    assert row.temporary == 35.5 * 2**30 and row.total == row.temporary + 12
+    assert row.bounds(HERE.chip, 4)["memory"] == 0
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        refused("other reasons")
+
+
 def row_of(name, seconds, total=0):
     """A program that arithmetic takes so long on a chip of 1 FLOP/s."""
     return Compiled(Program(name, "ppo", (), 0, 0, seconds), total, 0, 0, {}, 0.0)
@@ -332,7 +354,7 @@ def test_a_tiny_run_is_planned_for_a_tpu(tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     for word in (
-        "4 chips of 17.2 GB", "fsdp 4", "PPO, value", "bound by", "a token a slot", "along fsdp",
+        "4 devices of 16.9 GB", "fsdp 4", "PPO, value", "bound by", "a token a slot", "along fsdp",
         "The run, at the least", "chip-hours, ", "at 1.2 a chip-hour",
     ):  # fmt: skip
         assert word in ended.stdout

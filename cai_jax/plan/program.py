@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -62,7 +63,8 @@ class Compiled:
 
     Attributes:
       program: what was compiled.
-      held, temporary: bytes that it needs; the new state takes the old one's place.
+      held, temporary: bytes that it needs; the new state takes the old one's place. Where the
+        compiler refused, the rest is what it would be without the part that is too large.
       moved: bytes between memory and chip.
       received: bytes from other chips, by the mesh axes along which they are sent.
       seconds: that compiling took.
@@ -99,7 +101,14 @@ def compile_program(program: Program, mesh: Mesh) -> Compiled:
     began = time.perf_counter()
     held, temporary, moved, received = program.held, 0, 0.0, {}
     for part in program.parts:
-        compiled = part.lowered.compile()
+        try:
+            compiled = part.lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if not (needed := re.search(r"temporaries \(([\d.]+)G\)", str(error))):
+                raise
+            # More than the device has: nothing else is known of it.
+            temporary = max(temporary, int(float(needed[1]) * 2**30))
+            continue
         memory, text = compiled.memory_analysis(), compiled.as_text()
         new = memory.output_size_in_bytes - memory.alias_size_in_bytes
         held = max(held, memory.argument_size_in_bytes)

@@ -44,7 +44,7 @@ def plan(s: RunSettings, name: str, slices: int, price: float, progress: Progres
     check_batches(s, mesh)
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "none"
     progress.say(
-        f"{s.model} on {found.name}: {len(found.devices)} chips of {found.chip.hbm / 1e9:.1f} GB, "
+        f"{s.model} on {found.name}: {len(found.devices)} devices of {found.chip.hbm / 1e9:.1f} GB, "
         f"mesh axes: {sizes}"
     )
     rows = compile_all(s, config, mesh, progress)
@@ -82,7 +82,7 @@ def compile_all(
 
 def table(rows: Sequence[Compiled], found: Topology) -> Table:
     """A line a program."""
-    title = f"One of each on {found.name}, per chip, in GB"
+    title = f"One of each on {found.name}, per device, in GB"
     made = Table(box=box.SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
     made.add_column("", no_wrap=True)
     for heading in (
@@ -134,7 +134,7 @@ def _hours_table(stages: Sequence[Stage]) -> Table:
 def cost(stages: Sequence[Stage], found: Topology, price: float) -> list[str]:
     """The run's hours, chip-hours and price, in sentences."""
     total = sum(stage.seconds for stage in stages) / 3600
-    chips = total * len(found.devices)
+    chips = total * found.chips
     money = f", {chips * price:,.0f} at {price:g} a chip-hour" if price else ""
     return [
         f"{total:.2g} hours, {chips:.3g} chip-hours{money}: were each program as fast as its "
