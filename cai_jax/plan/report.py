@@ -43,10 +43,8 @@ def plan(s: RunSettings, name: str, slices: int, price: float, progress: Progres
     mesh = make_mesh(dataclasses.asdict(s.mesh), found.devices)
     check_batches(s, mesh)
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "none"
-    progress.say(
-        f"{s.model} on {found.name}: {len(found.devices)} devices of {found.chip.hbm / 1e9:.1f} GB, "
-        f"mesh axes: {sizes}"
-    )
+    room = f"{len(found.devices)} devices of {found.chip.hbm / 1e9:.1f} GB"
+    progress.say(f"{s.model} on {found.name}: {room}, mesh axes: {sizes}")
     rows = compile_all(s, config, mesh, progress)
     progress.console.print(table(rows, found))
     for line in links(rows):
