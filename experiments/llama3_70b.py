@@ -2,7 +2,7 @@
 
 Command:  cai-jax plan --config=experiments/llama3_70b.py --topology=v5p-128
           cai-jax run --config=experiments/llama3_70b.py --workdir=DIR --config.model=DIR
-Hardware: what `plan` finds large enough (docs/scale.md).
+Hardware: what `plan` finds large enough (docs/plan.md).
 Time:     not measured; a run has not been made.
 Expect:   as llama3_8b.py, whose settings it has.
 """

@@ -3,7 +3,7 @@
 Command:  cai-jax plan --config=experiments/llama3_8b.py --topology=v5e-64
           cai-jax run --config=experiments/llama3_8b.py --workdir=runs/llama3_8b
           with --config.model=DIR, on every host
-Hardware: what `plan` finds large enough (docs/scale.md).
+Hardware: what `plan` finds large enough (docs/plan.md).
 Time:     not measured; a run has not been made.
 Expect:   the paper's batch sizes and lengths, where it gives them, in bfloat16.
 """

@@ -1,7 +1,7 @@
 """A model of the paper's own size, 52B, to see what its run would need. There are no such weights.
 
 Command:  cai-jax plan --config=experiments/paper_52b.py --topology=v4-512
-Hardware: what `plan` finds large enough (docs/scale.md).
+Hardware: what `plan` finds large enough (docs/plan.md).
 Time:     not measured.
 Expect:   a table. 64 layers of width 8,192 come to 52B; blocks of the time had no gate, so the MLP
           is narrower here, for as many weights. SL-CAI's batch is the paper's; other batches and
