@@ -76,6 +76,13 @@ def test_a_run_waits_for_its_tpus_installs_and_ends(project):
     assert all({"--node=all", "--worker=all"} <= set(c) for c in after["calls"] if c[0] == "ssh")
 
 
+def test_a_bucket_is_mounted_without_caches(project):
+    scenario = {"describe": [ACTIVE]}
+    assert "gcsfuse" not in commands(call(project, "launch", scenario=scenario)[2])[0]
+    install = commands(call(project, "launch", scenario=scenario, MOUNT="my-bucket")[2])[0]
+    assert "--metadata-cache-ttl-secs=0" in install and " my-bucket ~/bucket" in install
+
+
 def test_a_preempted_run_is_asked_for_again_and_goes_on(project):
     scenario = {
         "describe": [ACTIVE, ACTIVE, [0, "SUSPENDING"], [0, "SUSPENDED"], *WAITS, ACTIVE],
