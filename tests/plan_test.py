@@ -283,11 +283,16 @@ def test_a_run_takes_each_program_as_often_as_its_settings_say(tmp_path):
     assert times["critique and revision"][token] == 4 * (6 + 2 * (6 + 6)) / 1
     assert times["helpful responses"][token] == 2 * 2 * 6 / 1
     assert times["finetuning"] == {"finetune": 2 * 1}  # it all packs into one row of 128
-    assert times["AI feedback"][token] == 4 * 2 * 6 / 1
+    assert times["pairs of responses"][token] == 4 * 2 * 6 / 1
+    assert times["AI feedback"][token] == 0  # in one token, without chains
     assert times["preference model"] == {"preference model": 2 * 3}  # 0.7 of 6 pairs, by 2
     assert times["PPO"]["PPO, policy"] == times["PPO"]["PPO, value"] == 3 * 2
     assert times["PPO"]["PPO, a token a slot"] == 3 * 4 * 6 / 1
     assert times["PPO"]["PPO, log-probs"] == 6 and times["PPO"]["PPO, scores"] == 3
+
+    wide = dataclasses.replace(s, engine=dataclasses.replace(s.engine, slots=64))
+    longest = times_of(wide, read_data(s))["PPO"]["PPO, a token a slot"]
+    assert longest == 3 * 6  # tokens of a response come one after the other
 
     rows = [row_of(token, 8.0), row_of("PPO, policy", 4.0), row_of("PPO, log-probs", 40.0)]
     stages = {x.name: x for x in hours(times, rows, HERE)}

@@ -41,8 +41,9 @@ def times_of(s: RunSettings, data: Data) -> Times:
         texts = (turn.text for row in rows for turn in row.conversation.turns)
         return sum(map(len, texts)) / CHARACTERS
 
-    def asked(sampled: float, reads: float) -> dict[str, float]:
-        return {token: sampled / slots, read: reads / size}
+    def asked(count: float, each: float, reads: float) -> dict[str, float]:
+        """Of so many Scripts, each of which samples so many tokens, one after the other."""
+        return {token: max(count / slots, 1.0) * each, read: reads / size}
 
     r, c, p, o = s.revise, s.compare, s.preference_model, s.ppo
     red, helpful = len(data.red_team), len(data.helpful)
@@ -63,16 +64,19 @@ def times_of(s: RunSettings, data: Data) -> Times:
 
     found = {
         "critique and revision": asked(
-            red * (r.response_tokens + r.rounds * round_sampled),
+            red,
+            r.response_tokens + r.rounds * round_sampled,
             asks * (1 + r.rounds) + red * r.rounds * round_read,
         ),
         "helpful responses": asked(
-            helpful * r.helpful_samples * r.response_tokens, asks_helpful * r.helpful_samples
+            helpful * r.helpful_samples, r.response_tokens, asks_helpful * r.helpful_samples
         ),
         "finetuning": {"finetune": steps(s.finetune, texts / s.finetune.length)},
+        "pairs of responses": asked(2 * red, c.response_tokens, 2 * asks),
         "AI feedback": asked(
-            red * 2 * c.response_tokens + askings * chain,
-            2 * asks + askings * (2 * c.response_tokens + REQUEST) + asks * askings / max(red, 1),
+            askings,
+            chain,
+            askings * (2 * c.response_tokens + REQUEST) + asks * askings / max(red, 1),
         )
         | {score: askings / min(slots, size // FEEDS)},
         "preference model": {"preference model": (p.members + p.halves) * steps(p, pairs)},
@@ -81,7 +85,7 @@ def times_of(s: RunSettings, data: Data) -> Times:
         return found | {"DPO": {"DPO": steps(s.dpo, pairs)}}
     each = {
         "PPO, to decode": 1,
-        ROLLOUT + token: o.batch_size * o.response_tokens / slots,
+        ROLLOUT + token: max(o.batch_size / slots, 1.0) * o.response_tokens,
         ROLLOUT + read: o.batch_size * o.prompt_tokens / size,
         "PPO, log-probs": 2,
         "PPO, values": 1,
