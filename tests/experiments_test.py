@@ -36,7 +36,7 @@ SCALES = ("laptop", "host", "pod")
 # What makes a run tiny; all else is the experiment's own. The sizes are those of tiny_run, whose
 # compiled programs are there.
 TINY = """
-    engine.slots=1 engine.max_length=2048
+    mesh.tensor=1 engine.slots=1 engine.max_length=2048
     revise.rounds=1 revise.few_shots=1 revise.response_tokens=6 revise.critique_tokens=6
     revise.revision_tokens=6 revise.helpful_samples=1
     finetune.epochs=1 finetune.batch_size=1 finetune.length=128
@@ -118,14 +118,15 @@ def test_its_header_says_what_it_takes_and_gives(name):
     header = ast.get_docstring(tree)
     for field in ("Command", "Hardware", "Time", "Expect"):
         assert re.search(rf"^{field}: +\S", header, re.MULTILINE), f"{name} lacks {field}"
-    verb = {**OTHERS, **FIGURES}.get(name, "run")
+    verb = {"paper_52b.py": "plan", **OTHERS, **FIGURES}.get(name, "run")
     assert f"cai-jax {verb} --config=experiments/{name}" in header
     imported = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    more = {"scales"} if name in FIGURES else {"quickstart"} - {name.removesuffix(".py")}
+    shared = {"quickstart", "llama3_8b"} - {name.removesuffix(".py")}
+    more = {"scales"} if name in FIGURES else shared
     assert imported <= {"common", "ml_collections"} | more
 
 
