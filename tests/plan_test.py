@@ -294,6 +294,11 @@ def test_a_run_takes_each_program_as_often_as_its_settings_say(tmp_path):
     longest = times_of(wide, read_data(s))["PPO"]["PPO, a token a slot"]
     assert longest == 3 * 6  # tokens of a response come one after the other
 
+    shape = dataclasses.replace(tiny_model().config, context=4096)
+    compiled = {p.name for p in programs_of(s, shape, one_device())}
+    counted = {name for stage in times.values() for name in stage}
+    assert counted - {"PPO"} == compiled  # which is of one trunk alone
+
     rows = [row_of(token, 8.0), row_of("PPO, policy", 4.0), row_of("PPO, log-probs", 40.0)]
     stages = {x.name: x for x in hours(times, rows, HERE)}
     assert stages["helpful responses"].seconds == 24 * 2.0
@@ -309,8 +314,14 @@ def test_candidates_cover_the_chips_and_divide_the_model(model):
     meshes = {(t.mesh.data, t.mesh.fsdp, t.mesh.tensor) for _, t in found}
     assert meshes == {(1, 4, 1), (2, 2, 1), (1, 2, 2)}  # 2 heads of keys and values
     assert {t.finetune.microbatches for _, t in found if t.mesh.tensor == 1} == {1, 2, 4}
-    said = next(text for text, t in found if t.mesh.tensor == 2 and t.ppo.microbatches == 2)
-    assert "--config.mesh.tensor=2" in said and "--config.ppo.microbatches=2" in said
+    wide = settings(finetune__batch_size=16, mesh__tensor=2, finetune__microbatches=2)
+    for given in (s, wide):  # what is printed says all, whatever the config says
+        for text, t in search.candidates(given, model.config, HERE):
+            for axis, size in dataclasses.asdict(t.mesh).items():
+                assert f"--config.mesh.{axis}={size}" in text.split()
+            for group in ("finetune", "preference_model", "ppo"):
+                parts = getattr(t, group).microbatches
+                assert f"--config.{group}.microbatches={parts}" in text.split()
 
 
 def test_the_fastest_that_fits_comes_first():

@@ -18,11 +18,11 @@ from cai_jax.models import kv_cache
 from cai_jax.models.cached import abstract_unstacked, laying_out
 from cai_jax.models.config import ModelConfig
 from cai_jax.plan.program import Part, Program, local_bytes, sharded
-from cai_jax.plan.training import params_of
-from cai_jax.training import flops
+from cai_jax.plan.training import forward_flops, params_of
 
 STOPS = 64  # states of a stop automaton
 PREFIX = 2048  # tokens that all slots read first
+TOKEN, READ = "a token a slot", f"read {SIZES[-1]} tokens"  # names of programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def readers(s: Shapes) -> dict[str, jax.stages.Lowered]:
     layer, head = s.params["layers"][0], {k: s.params[k] for k in ("head", "final_norm")}
     held = keys_and_values(s.slots, s.length)
     shared = (*keys_and_values(1, PREFIX), s.array((), jnp.int32))
-    column = jax.ShapeDtypeStruct((min(s.slots, tokens // FEEDS),), jnp.int32)
+    column = jax.ShapeDtypeStruct((score_rows(s.slots),), jnp.int32)
     pack = functools.partial(reading.pack, tokens=tokens, total=s.slots)
     packed = jax.eval_shape(pack, column, column, column)
     packed = jax.tree.map(lambda x: s.array(x.shape, x.dtype), packed)
@@ -119,6 +119,16 @@ def readers(s: Shapes) -> dict[str, jax.stages.Lowered]:
     }  # fmt: skip
 
 
+def score_rows(slots: int) -> int:
+    """How many slots' options a full call scores."""
+    return min(slots, SIZES[-1] // FEEDS)
+
+
+def score_name(slots: int) -> str:
+    """The name of the program that scores options."""
+    return f"score {score_rows(slots) * NODES[1]} tokens"
+
+
 def decoding_programs(s: Shapes) -> Iterator[Program]:
     """What the stages that ask the model run; its params in training's layout stay beside.
 
@@ -129,15 +139,15 @@ def decoding_programs(s: Shapes) -> Iterator[Program]:
     weights = {k: v for k, v in s.params.items() if k != "head" or not s.config.tied_embeddings}
     held = local_bytes((weights, s.cache, s.logits))
     beside = local_bytes(sharded(params_of(s.config, s.dtype), s.mesh))
-    forward = flops.flops_per_token(*flops.shape_of(params_of(s.config)), s.length) / 3
+    forward = forward_flops(params_of(s.config), s.length)
     make = functools.partial(Program, group="engine", held=held, beside=beside)
-    yield make("a token a slot", parts=(Part(burst(s), steps=STEPS),), flops=s.slots * forward)
+    yield make(TOKEN, parts=(Part(burst(s), steps=STEPS),), flops=s.slots * forward)
     parts, layers = readers(s), s.config.layers
     read = Part(parts["read layer"], layers - 1), Part(parts["last read layer"])
-    yield make(f"read {SIZES[-1]} tokens", parts=read, flops=SIZES[-1] * forward)
-    rows = min(s.slots, SIZES[-1] // FEEDS) * NODES[1]
+    yield make(READ, parts=read, flops=SIZES[-1] * forward)
+    rows = score_rows(s.slots) * NODES[1]
     score = (Part(parts["score layer"], layers),)
-    yield make(f"score {rows} tokens", parts=score, flops=rows * forward)
+    yield make(score_name(s.slots), parts=score, flops=rows * forward)
 
 
 def relayout(s: Shapes, beside: int) -> Program:

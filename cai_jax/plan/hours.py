@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from cai_jax.decoding.calls import FEEDS, NODES, SIZES
+from cai_jax.decoding.calls import SIZES
+from cai_jax.plan.decoding import READ, TOKEN, score_name, score_rows
 from cai_jax.plan.program import Compiled
 from cai_jax.plan.programs import ROLLOUT
 from cai_jax.plan.topology import Topology
@@ -33,9 +34,6 @@ def times_of(s: RunSettings, data: Data) -> Times:
     The evaluation at the end is left out.
     """
     slots, size = s.engine.slots, SIZES[-1]
-    token, read = "a token a slot", f"read {size} tokens"
-    score_rows = min(slots, size // FEEDS) * NODES[1]
-    score = f"score {score_rows} tokens"
 
     def tokens(rows) -> float:
         texts = (turn.text for row in rows for turn in row.conversation.turns)
@@ -43,7 +41,7 @@ def times_of(s: RunSettings, data: Data) -> Times:
 
     def asked(count: float, each: float, reads: float) -> dict[str, float]:
         """Of so many Scripts, each of which samples so many tokens, one after the other."""
-        return {token: max(count / slots, 1.0) * each, read: reads / size}
+        return {TOKEN: max(count / slots, 1.0) * each, READ: reads / size}
 
     r, c, p, o = s.revise, s.compare, s.preference_model, s.ppo
     red, helpful = len(data.red_team), len(data.helpful)
@@ -78,15 +76,15 @@ def times_of(s: RunSettings, data: Data) -> Times:
             chain,
             askings * (2 * c.response_tokens + REQUEST) + asks * askings / max(red, 1),
         )
-        | {score: askings / min(slots, size // FEEDS)},
+        | {score_name(slots): askings / score_rows(slots)},
         "preference model": {"preference model": (p.members + p.halves) * steps(p, pairs)},
     }
     if s.algorithm == "dpo":
         return found | {"DPO": {"DPO": steps(s.dpo, pairs)}}
     each = {
         "PPO, to decode": 1,
-        ROLLOUT + token: max(o.batch_size / slots, 1.0) * o.response_tokens,
-        ROLLOUT + read: o.batch_size * o.prompt_tokens / size,
+        ROLLOUT + TOKEN: max(o.batch_size / slots, 1.0) * o.response_tokens,
+        ROLLOUT + READ: o.batch_size * o.prompt_tokens / size,
         "PPO, log-probs": 2,
         "PPO, values": 1,
         "PPO, scores": p.members + p.halves,

@@ -66,17 +66,18 @@ def candidates(
             shape = {"slice": found.slices, "data": data, "fsdp": chips // tensor // data}
             shape |= {"sequence": 1, "tensor": tensor}
             for parts in SPLITS:
+                # Every flag, whatever the config says, so that they can be given as they stand.
                 changed = dataclasses.replace(s, mesh=dataclasses.replace(s.mesh, **shape))
-                given = [f"--config.mesh.{axis}={size}" for axis, size in shape.items() if size > 1]
+                given = [f"--config.mesh.{axis}={size}" for axis, size in shape.items()]
                 for group in ("finetune", "preference_model", s.algorithm):
                     part = dataclasses.replace(getattr(changed, group), microbatches=parts)
                     changed = dataclasses.replace(changed, **{group: part})
-                    given += [f"--config.{group}.microbatches={parts}"] * (parts > 1)
+                    given.append(f"--config.{group}.microbatches={parts}")
                 try:
                     check_batches(changed, make_mesh(shape, found.devices))
                 except (ConfigError, ValueError):
                     continue
-                yield " ".join(given) or "--config.mesh.fsdp=1", changed
+                yield " ".join(given), changed
 
 
 def ranked(tried: list[Tried], found: Topology) -> Table:

@@ -34,6 +34,11 @@ def params_of(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
 
 
+def forward_flops(params: PyTree, length: int) -> float:
+    """FLOPs of a token's forward pass, of the three parts of a training step one."""
+    return flops.flops_per_token(*flops.shape_of(params), length) / 3
+
+
 def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[Program]:
     """Every stage's steps, in the run's order.
 
@@ -128,8 +133,7 @@ def scoring_programs(
 
     def make(name: str, params: PyTree, lowered: jax.stages.Lowered) -> Program:
         size = local_bytes(params)
-        each = flops.flops_per_token(*flops.shape_of(params), length) / 3  # the forward pass alone
-        work = o.batch_size * length * each
+        work = o.batch_size * length * forward_flops(params, length)
         return Program(f"PPO, {name}", "ppo", (Part(lowered),), size, holds - size, work)
 
     static = {"dtype": o.compute_dtype}
