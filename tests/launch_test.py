@@ -140,8 +140,9 @@ def test_a_client_that_cannot_be_asked_ends_it(project):
 
 def test_files_that_are_not_committed_are_refused_unless_told(project):
     (project / "new.py").write_text("x = 1\n")
-    code, said, after = call(project, "launch", scenario={"describe": [ACTIVE]})
-    assert code == 2 and "not committed" in said and not verbs(after)
+    for name in ("launch", "setup"):
+        code, said, after = call(project, name, scenario={"describe": [ACTIVE]})
+        assert code == 2 and "not committed" in said and "new.py" in said and not verbs(after)
     code, _, after = call(project, "launch", "--dirty", scenario={"describe": [ACTIVE]})
     assert code == 0 and any("git apply" in c for c in commands(after))
 

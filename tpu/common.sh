@@ -20,6 +20,16 @@ WORKDIR=${WORKDIR/#"~/"/\$HOME/} # for the hosts' shells, which expand no ~ behi
 say() { printf 'tpu: %s\n' "$*" >&2; }
 die() { say "$*"; exit 2; }
 
+# A run of files that are not committed could not be made again.
+refuse_dirty() {
+  local changed
+  changed=$(git status --porcelain)
+  if [[ $changed && ! ${DIRTY:-} ]]; then
+    die "these files are not committed; commit them, or give --dirty:
+$changed"
+  fi
+}
+
 # Runs a command; in a dry run prints it as it can be typed.
 run() {
   if [[ $DRY_RUN ]]; then
