@@ -292,6 +292,29 @@ def test_more_scripts_than_slots(engine, model):
     check_all(model, scripts[::7], transcripts[::7])
 
 
+def test_finished_scripts_are_handed_out_while_others_run_and_survive_a_cancellation(engine):
+    """The short ones first; what was handed out is what a whole run returns."""
+    scripts = [
+        Script((Force(f"{i}"), Sample(40 if i % 4 == 0 else 2, ("☃",))), f"{i}") for i in range(40)
+    ]
+    whole = {t.id: t for t in engine.run(scripts)}
+    kept = []
+
+    def keep(transcript):
+        kept.append(transcript)
+        if len(kept) == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(scripts, on_finish=keep)
+    assert len(kept) == 20 and [t.id for t in kept] != [s.id for s in scripts[:20]]
+    assert_same(kept, [whole[t.id] for t in kept])
+    kept.clear()
+    returned = engine.run(scripts[:12], on_finish=kept.append)  # the engine is as good as new
+    assert sorted(t.id for t in kept) == sorted(t.id for t in returned)
+    assert_same(returned, [whole[s.id] for s in scripts[:12]])
+
+
 def test_as_many_options_as_slots(engine, model):
     """Then a scoring call is as wide as the cache, but its rows are not the slots in order."""
     scripts = [Script((Force(f"({i}"), Choose((" (A)", " (B)"))), f"{i}") for i in range(8)]
