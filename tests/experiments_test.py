@@ -15,7 +15,9 @@ FOLDER = tiny_run.ROOT / "experiments"
 # Every experiment with every argument it takes.
 SIZED = ("quickstart.py", "dpo.py")
 EXPERIMENTS = [f"{name}{size}" for name in SIZED for size in ("", ":full", ":smoke")]
-EXPERIMENTS += ["llama3_8b.py", "llama3_70b.py", "paper_52b.py"]
+EXPERIMENTS += ["llama3_8b.py", "llama3_8b_small_slice.py"]
+# Those that differ from llama3_8b.py in the model's shape, the mesh and a batch.
+SHAPES = ["llama3_70b.py", "mixtral_8x7b.py", "paper_52b.py", "qwen2_7b.py"]
 # Those that are no whole run, with their verbs.
 OTHERS = {
     "label_ablation.py": "label-ablation",
@@ -64,12 +66,12 @@ def keys(group: dict, prefix: str = "") -> set[str]:
 
 def test_every_file_is_tested():
     files = {path.name for path in FOLDER.glob("*.py")} - {"common.py"}
-    assert files == {name.split(":")[0] for name in EXPERIMENTS} | set(OTHERS)
+    assert files == {name.split(":")[0] for name in EXPERIMENTS} | {*SHAPES, *OTHERS}
     figures = {f"figures/{path.name}" for path in FOLDER.glob("figures/*.py")}
     assert figures == {*FIGURES, "figures/scales.py"}
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, "common.py"])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *SHAPES, "common.py"])
 def test_it_builds_and_has_exactly_the_settings_of_common(name):
     found = config(name)
     run_settings(found)
@@ -111,7 +113,7 @@ def test_a_scale_that_there_is_not(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", sorted({n.split(":")[0] for n in [*EXPERIMENTS, *OTHERS, *FIGURES]})
+    "name", sorted({n.split(":")[0] for n in [*EXPERIMENTS, *SHAPES, *OTHERS, *FIGURES]})
 )
 def test_its_header_says_what_it_takes_and_gives(name):
     tree = ast.parse((FOLDER / name).read_text("utf-8"))
@@ -134,7 +136,7 @@ def test_evaluations_has_exactly_the_settings_that_there_are():
     build(EvaluationSettings, config("evaluations.py"))
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, *OTHERS, *FIGURES])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *SHAPES, *OTHERS, *FIGURES])
 def test_what_it_names_exists(name):
     found = config(name)
     if name in (

@@ -71,12 +71,30 @@ def assert_generates_as_transformers(model, theirs, prompts, new_tokens):
         assert list(answer.segments[-1].tokens) == whole[0, len(prompt) :].tolist()
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+# Positions are stretched as for a context of 16 tokens, which the texts exceed.
+SCALED = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+KINDS = {
+    "tied": ("Llama", {"tie_word_embeddings": True}),
+    "untied": ("Llama", {"tie_word_embeddings": False}),
+    "scaled": ("Llama", {"rope_parameters": {"rope_theta": 50000.0, **SCALED}}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def llama(request, tmp_path_factory):
-    """A random tiny Llama that transformers made and saved, as both libraries load it."""
+    """A random tiny model that transformers made and saved, as both libraries load it."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
+    kind, settings = KINDS[request.param]
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=300,
         hidden_size=48,
         num_hidden_layers=3,
@@ -87,21 +105,25 @@ def llama(request, tmp_path_factory):
         rope_theta=50000.0,
         rms_norm_eps=1e-4,
         max_position_embeddings=256,
-        tie_word_embeddings=request.param,
         initializer_range=0.3,
         bos_token_id=256,
         eos_token_id=257,
+        **settings,
     )
     torch.manual_seed(0)
-    theirs = transformers.LlamaForCausalLM(config).eval()
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     for name, weight in theirs.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(weight, 1.0, 0.3)
+        if "bias" in name:
+            torch.nn.init.normal_(weight)
     folder = tmp_path_factory.mktemp("llama")
     theirs.save_pretrained(folder)
     write_tokenizer(folder)
     ours = load_model(folder)
-    assert ours.config.tied_embeddings == request.param
+    assert ours.config.tied_embeddings == settings.get("tie_word_embeddings", False)
+    assert ours.config.qkv_bias == (kind == "Qwen2")
+    assert (ours.config.rope_scaling is not None) == (request.param == "scaled")
     return ours, theirs
 
 

@@ -1,5 +1,6 @@
 """Weights: files to params and back, and files that lie."""
 
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cai_jax.models.config import ModelConfig
+from cai_jax.models.config import ModelConfig, RopeScaling
 from cai_jax.tokenizer import BytesTokenizer
 from cai_jax.weights import fetch, names
 from cai_jax.weights.gguf import read_gguf
@@ -30,6 +31,15 @@ CONFIG = ModelConfig(
     tied_embeddings=False,
     context=64,
 )
+# With biases and Llama 3.1's rotary scaling.
+BIASED = dataclasses.replace(CONFIG, qkv_bias=True, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32))
+LLAMA_3_1 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 TEMPLATE = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + eos_token }}{% endfor %}"
 
 
@@ -94,9 +104,9 @@ def write_gguf(path, params, config=CONFIG, **change):
     for name, tensor in names.disassemble(params, config, "gguf"):
         if name == change.get("drop"):
             continue
-        if "attn_q" in name:
+        if "attn_q" in name and not config.qkv_bias:
             tensor = llama_cpp_rows(tensor, config.heads)
-        if "attn_k" in name:
+        if "attn_k" in name and not config.qkv_bias:
             tensor = llama_cpp_rows(tensor, config.kv_heads)
         if name == change.get("reshape"):
             tensor = tensor[:, :-1].copy()
@@ -134,6 +144,17 @@ def test_gguf_gives_back_what_was_written(tmp_path):
     assert tokenizer.encode("hello") == [262]
     assert tokenizer.bos_id is None
     assert tokenizer.end_ids == (2, 0)
+
+
+def test_gguf_of_qwen2(tmp_path):
+    """Its keys are its own, and q and k stand in Hugging Face's order."""
+    config = dataclasses.replace(CONFIG, qkv_bias=True)
+    params = random_params(config)
+    assert params["layers"]["q"]["bias"].shape == (2, 4, 8)
+    path = write_gguf(tmp_path / "m.gguf", params, config, architecture="qwen2")
+    found, read, *_ = read_gguf(path)
+    assert found == dataclasses.replace(config, norm_eps=found.norm_eps)
+    assert_same(params, read)
 
 
 def test_row_order_of_q_and_k_matters(tmp_path):
@@ -223,6 +244,14 @@ def test_directory_round_trip_is_exact(tmp_path, directory):
         assert (again / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+def test_round_trip_with_biases_and_scaled_positions(tmp_path):
+    params = random_params(BIASED)
+    write_directory(tmp_path / "m", BIASED, params, BytesTokenizer(), TEMPLATE)
+    config, read, *_ = read_directory(tmp_path / "m")
+    assert config == BIASED
+    assert_same(read, params)
+
+
 def test_directory_in_bfloat16_and_shards(directory):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     tensors = load_file(directory / "model.safetensors")
@@ -255,6 +284,9 @@ def test_directory_in_bfloat16_and_shards(directory):
         ("model_type", "qwen2"),
         ("attention_bias", True),
         ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("rope_scaling", {**LLAMA_3_1, "high_freq_factor": 1.0}),
+        ("use_sliding_window", True),
         ("hidden_act", "gelu"),
         ("hidden_size", None),
         ("num_hidden_layers", "two"),

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax.mesh import fitted, mesh_of
+from cai_jax.mesh import fitted, mesh_of, traced_mesh_of
 from cai_jax.models import kv_cache
 from cai_jax.models.attention import Part, cached_attention
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.experts import mixture
 from cai_jax.models.kv_cache import KVCache
 from cai_jax.models.layers import rotary_angles
 from cai_jax.models.transformer import Params
@@ -35,10 +36,16 @@ _SPLIT = {
     "q": ("heads",),
     "k": ("kv_heads",),
     "v": ("kv_heads",),
+    "q_bias": ("heads",),
+    "k_bias": ("kv_heads",),
+    "v_bias": ("kv_heads",),
     "o": (None, "heads"),
     "gate": ("mlp",),
     "up": ("mlp",),
     "down": (None, "mlp"),
+    "experts_gate": (None, None, "mlp"),
+    "experts_up": (None, None, "mlp"),
+    "experts_down": (None, "mlp"),
 }
 
 
@@ -59,7 +66,9 @@ def unstacked(params: Params, dtype: jnp.dtype) -> Params:
 
     embed [V, D], final_norm [D], head [V, D] (the same array as embed where they are tied), and
     layers, a tuple of L dicts: attention_norm and mlp_norm [D], q [H, C, D], k and v [K, C, D],
-    o [D, H, C], gate and up [F, D], down [D, F].
+    o [D, H, C], gate and up [F, D], down [D, F]; where there are biases, q_bias [H, C], k_bias and
+    v_bias [K, C]; with experts, in place of the last three, router [D, E], experts_gate and
+    experts_up [E, D, F] and experts_down [E, F, D].
 
     On a mesh they are split over the tensor axis only, and every group of devices along data and
     fsdp holds all of them: each step reads every weight, and would else first gather it.
@@ -108,11 +117,18 @@ def _apart(params: Params, dtype: jnp.dtype) -> Params:
 @functools.partial(jax.jit, static_argnames=("dtype",))
 def _layer(stack: Params, n: jax.Array, *, dtype: jnp.dtype) -> Params:
     inputs = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}  # axes of the input
-    norms = {name: stack[name]["scale"][n] for name in ("attention_norm", "mlp_norm")}
-    kernels = {name: stack[name]["kernel"][n].astype(dtype) for name in inputs}
-    axes = {name: tuple(range(inputs[name])) for name in inputs}
-    last = {name: tuple(range(-inputs[name], 0)) for name in inputs}
-    return norms | {k: jnp.moveaxis(w, axes[k], last[k]) for k, w in kernels.items()}
+    found = {}
+    for name, tensors in stack.items():
+        for kind, stacked in tensors.items():
+            x = stacked[n]
+            if kind == "scale":
+                found[name] = x
+            elif kind == "bias":
+                found[f"{name}_bias"] = x.astype(dtype)
+            else:
+                axes = inputs.get(name, 0)
+                found[name] = jnp.moveaxis(x.astype(dtype), range(axes), range(-axes, 0))
+    return found
 
 
 def forward(
@@ -147,7 +163,7 @@ def embedded(
     config: ModelConfig, dtype: jnp.dtype, embed: jax.Array, ids: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """The residual stream [D, N] before the first layer, and cosines and sines [C/2, N]."""
-    cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+    cos, sin = rotary_angles(positions, config)
     return jnp.take(embed, ids, axis=0).astype(dtype).T, (cos[:, 0].T, sin[:, 0].T)
 
 
@@ -184,6 +200,11 @@ def project(config, dtype, layer, x, cos, sin):
     """The residual stream [D, N] -> q [N, K, G, C], k and v [N, K, C]."""
     h = _norm(x, layer["attention_norm"], config.norm_eps, dtype)
     q, k, v = (_product(layer[name], h).reshape(-1, config.head_dim, len(h.T)) for name in "qkv")
+    if config.qkv_bias:
+        q, k, v = (
+            x + layer[f"{name}_bias"].astype(x.dtype)[:, :, None]
+            for name, x in zip("qkv", (q, k, v), strict=True)
+        )
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     q = q.reshape(config.kv_heads, -1, *q.shape[1:])
     return jnp.moveaxis(q, -1, 0), jnp.moveaxis(k, -1, 0), jnp.moveaxis(v, -1, 0)
@@ -194,6 +215,13 @@ def _combine(config, dtype, layer, x, attended):
     """The residual stream after attention [N, K, G, C] and the MLP, [D, N]."""
     x = x + _product(layer["o"], attended.reshape(len(attended), -1).T)
     h = _norm(x, layer["mlp_norm"], config.norm_eps, dtype)
+    if config.experts:
+        kernels = (layer[f"experts_{name}"] for name in ("gate", "up", "down"))
+        mixed = mixture(
+            h.T, layer["router"], *kernels,
+            per_token=config.experts_per_token, mesh=traced_mesh_of(layer), names=("slots",),
+        )  # fmt: skip
+        return x + mixed.T
     gated = jax.nn.silu(_product(layer["gate"], h)) * _product(layer["up"], h)
     return x + _product(layer["down"], gated)
 

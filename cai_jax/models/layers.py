@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from cai_jax.mesh import constrain
 from cai_jax.models.attention import self_attention
-from cai_jax.models.config import ModelConfig
+from cai_jax.models.config import ModelConfig, RopeScaling
+from cai_jax.models.experts import Kernel, mixture
 from cai_jax.models.ring import ring_attention
 from cai_jax.models.splash import splash_attention
 
@@ -31,11 +32,21 @@ class RMSNorm(nn.Module):
         return (x * scale.astype(jnp.float32)).astype(self.dtype)
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rotary_angles(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines float32[B, T, 1, C/2] for int32[B, T] positions (arXiv 2104.09864)."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    halves = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    frequencies = config.rope_theta**-halves
+    if config.rope_scaling is not None:
+        frequencies = _scaled(frequencies, config.rope_scaling)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def _scaled(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Llama 3.1's rotary frequencies: the long waves stretched, the short ones as they were."""
+    turns = scaling.context * frequencies / (2 * math.pi)  # in the context of pretraining
+    kept = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -85,7 +96,8 @@ class Block(nn.Module):
 
         def dense(features: int | tuple[int, int], name: str, axis: int | tuple = -1):
             return nn.DenseGeneral(
-                features, axis=axis, use_bias=False, dtype=self.dtype, name=name,
+                features, axis=axis, use_bias=config.qkv_bias and name in ("q", "k", "v"),
+                dtype=self.dtype, name=name,
                 dot_general=matrix_product if alone else None,
             )  # fmt: skip
 
@@ -105,5 +117,19 @@ class Block(nn.Module):
             )  # fmt: skip
         x = x + dense(config.embed, "o", (-2, -1))(attended)
         h = RMSNorm(config.norm_eps, self.dtype, name="mlp_norm")(x)
-        gated = nn.silu(dense(config.mlp, "gate")(h)) * dense(config.mlp, "up")(h)
-        return constrain(x + dense(config.embed, "down")(gated), mesh, "batch", "tokens"), None
+        if config.experts:
+            wide = (config.experts, config.embed, config.mlp)
+            narrow = (config.experts, config.mlp, config.embed)
+            router = Kernel((config.embed, config.experts), name="router")()
+            kernels = [
+                Kernel(shape, name=f"experts_{name}")()
+                for name, shape in {"gate": wide, "up": wide, "down": narrow}.items()
+            ]
+            out = mixture(
+                h, router, *kernels,
+                per_token=config.experts_per_token, mesh=mesh, names=("batch", "tokens"),
+            )  # fmt: skip
+        else:
+            gated = nn.silu(dense(config.mlp, "gate")(h)) * dense(config.mlp, "up")(h)
+            out = dense(config.embed, "down")(gated)
+        return constrain(x + out, mesh, "batch", "tokens"), None

@@ -56,7 +56,7 @@ class Transformer(nn.Module):
         # The table is split by features. An exchange at a time, or XLA sends everything everywhere.
         for names in (("replicas", None, "embed"), ("batch", None, "tokens"), ("batch", "tokens")):
             x = constrain(x, self.mesh, *names)
-        cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        cos, sin = rotary_angles(positions, config)
         if self.remat == "none":
             block = Block
         else:

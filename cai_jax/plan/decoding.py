@@ -139,7 +139,7 @@ def decoding_programs(s: Shapes) -> Iterator[Program]:
     weights = {k: v for k, v in s.params.items() if k != "head" or not s.config.tied_embeddings}
     held = local_bytes((weights, s.cache, s.logits))
     beside = local_bytes(sharded(params_of(s.config, s.dtype), s.mesh))
-    forward = forward_flops(params_of(s.config), s.length)
+    forward = forward_flops(params_of(s.config), s.length, s.config.experts_per_token)
     make = functools.partial(Program, group="engine", held=held, beside=beside)
     yield make(TOKEN, parts=(Part(burst(s), steps=STEPS),), flops=s.slots * forward)
     parts, layers = readers(s), s.config.layers

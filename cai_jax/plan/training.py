@@ -34,9 +34,9 @@ def params_of(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
 
 
-def forward_flops(params: PyTree, length: int) -> float:
+def forward_flops(params: PyTree, length: int, experts_per_token: int) -> float:
     """FLOPs of a token's forward pass, of the three parts of a training step one."""
-    return flops.flops_per_token(*flops.shape_of(params), length) / 3
+    return flops.flops_per_token(*flops.shape_of(params, experts_per_token), length) / 3
 
 
 def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[Program]:
@@ -55,7 +55,8 @@ def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[
         layout = jax.tree.map(lambda x: x.sharding, start)
         program = state.make_step(loss, made, of.microbatches, layout)
         tokens = math.prod(batch_shape(batch))
-        model = tokens * flops.flops_per_token(*flops.shape_of(params), length)
+        shape = flops.shape_of(params, config.experts_per_token)
+        model = tokens * flops.flops_per_token(*shape, length)
         again = 4 / 3 if of.remat == "full" else 1  # the forward pass, a third of the three
         parts = (Part(program.lower(start, batch)),)
         return Program(name, group, parts, local_bytes(start), beside, model * again)
@@ -133,7 +134,7 @@ def scoring_programs(
 
     def make(name: str, params: PyTree, lowered: jax.stages.Lowered) -> Program:
         size = local_bytes(params)
-        work = o.batch_size * length * forward_flops(params, length)
+        work = o.batch_size * length * forward_flops(params, length, config.experts_per_token)
         return Program(f"PPO, {name}", "ppo", (Part(lowered),), size, holds - size, work)
 
     static = {"dtype": o.compute_dtype}

@@ -265,7 +265,7 @@ def train_dpo(
     return fit(
         params, make_loss(config, settings), settings.optimizer, planned, directory,
         settings.save_every, progress, mesh,
-        settings.microbatches,
+        settings.microbatches, config.experts_per_token,
     )  # fmt: skip
 
 

@@ -142,5 +142,5 @@ def finetune(
     return fit(
         params, make_loss(config, settings.remat, settings.compute_dtype), settings.optimizer,
         batches, directory, settings.save_every, progress, mesh,
-        settings.microbatches,
+        settings.microbatches, config.experts_per_token,
     )  # fmt: skip

@@ -28,6 +28,7 @@ def fit(
     progress: Callable[[int, int, dict], None],
     mesh: jax.sharding.Mesh | None = None,
     microbatches: int = 1,
+    experts_per_token: int = 0,
 ) -> Params:
     """Trains a step on each batch; resumes from the newest checkpoint in `directory`.
 
@@ -39,6 +40,7 @@ def fit(
       save_every: steps between checkpoints.
       mesh: over which params, optimiser state and batches are split; None for one device.
       microbatches: that each batch goes through the model in; the update is the whole batch's.
+      experts_per_token: of the model's config, for its FLOPs.
 
     Returns:
       the trained params.
@@ -49,7 +51,8 @@ def fit(
     opt = optimizer.make(config, len(batches))
     start = place(state.create(params, opt), mesh)
     checkpoints = Checkpoints(directory / "checkpoints", keep=2)
-    shape, peak = flops.shape_of(start.params), flops.peak_flops(jax.devices()[0].device_kind)
+    shape = flops.shape_of(start.params, experts_per_token)
+    peak = flops.peak_flops(jax.devices()[0].device_kind)
     peak = peak and peak * (mesh.size if mesh else 1)
 
     def rates(step: int, seconds: float) -> dict[str, float]:

@@ -41,14 +41,18 @@ def flops_per_token(weights: int, layers: int, heads: int, head_dim: int, length
     return 6 * weights + 12 * layers * heads * head_dim * length
 
 
-def shape_of(params: PyTree) -> tuple[int, int, int, int]:
+def shape_of(params: PyTree, experts_per_token: int = 0) -> tuple[int, int, int, int]:
     """(N, L, H, Q) of a language model's or a preference model's params, arrays or their shapes.
 
     N counts kernels, and the embedding where it is the output matrix too: to look a row up costs
-    nothing. Norms and biases are left out.
+    nothing. Norms and biases are left out, and of experts all but those that a token goes through.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    weights = sum(x.size for path, x in leaves if path[-1].key == "kernel")
+    weights = 0
+    for path, x in leaves:
+        if path[-1].key == "kernel":
+            mixed = path[-2].key.startswith("experts_")  # [L, E, inputs, outputs]
+            weights += x.size * experts_per_token // x.shape[1] if mixed else x.size
     if "lm_head" not in params and "scalar_head" not in params:
         weights += params["embed"]["embedding"].size
     (query,) = (x for path, x in leaves if [entry.key for entry in path[-2:]] == ["q", "kernel"])

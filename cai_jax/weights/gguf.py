@@ -14,9 +14,11 @@ from cai_jax.tokenizer import Tokenizer
 from cai_jax.weights import names, vocabularies
 from cai_jax.weights.names import WeightsError
 
+ARCHITECTURES = ("llama", "qwen2")
+
 
 def read_gguf(path: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
-    """Reads a Llama-architecture GGUF file, quantised or not.
+    """Reads a GGUF file of an architecture in ARCHITECTURES, quantised or not.
 
     Everything is checked before a tensor is touched: metadata, names, shapes, length of the file.
 
@@ -32,6 +34,8 @@ def read_gguf(path: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
     stat = path.stat()
     config, tensors, tokenizer, template = _opened(path, stat.st_mtime_ns, stat.st_size)
     heads = {"attn_q.weight": config.heads, "attn_k.weight": config.kv_heads}
+    if config.qkv_bias:  # Qwen2's rows stand as Hugging Face has them
+        heads = {}
 
     def read(name: str) -> np.ndarray:
         array = gguf.quants.dequantize(*tensors[name][:2]).reshape(tensors[name][2])
@@ -77,32 +81,34 @@ def _opened(path: Path, *version: int) -> tuple[ModelConfig, dict[str, tuple], T
 
 
 def _config(metadata: dict[str, Any], shapes: dict, path: Path) -> ModelConfig:
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
+    kind = metadata.get("general.architecture")
+    if kind not in ARCHITECTURES:
         raise WeightsError(
-            f"{path} has the architecture {architecture!r}, and only llama is supported; "
-            "use a Llama-architecture model"
+            f"{path} has the architecture {kind!r}, and only {' and '.join(ARCHITECTURES)} are "
+            "supported; use a model of these"
         )
 
     def get(key: str, default: Any = None) -> Any:
-        value = metadata.get(f"llama.{key}", default)
+        value = metadata.get(f"{kind}.{key}", default)
         if value is None:
-            raise WeightsError(f"{path} lacks the metadata llama.{key}; get the file again")
+            raise WeightsError(f"{path} lacks the metadata {kind}.{key}; get the file again")
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise WeightsError(f"{path} has llama.{key} = {value!r}, not a positive number")
+            raise WeightsError(f"{path} has {kind}.{key} = {value!r}, not a positive number")
         return value
 
     for key, plain in (("expert_count", 0), ("rope.scaling.type", "none")):
-        if metadata.get(f"llama.{key}", plain) != plain:
+        if metadata.get(f"{kind}.{key}", plain) != plain:
             raise WeightsError(
-                f"{path} has llama.{key} = {metadata[f'llama.{key}']!r}, which is not supported; "
-                "use a plain Llama-architecture model"
+                f"{path} has {kind}.{key} = {metadata[f'{kind}.{key}']!r}, which is not supported; "
+                "use a model without it"
             )
     embed, heads = get("embedding_length"), get("attention.head_count")
     head_dim = get("attention.key_length", embed // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if get(key, head_dim) != head_dim:
-            raise WeightsError(f"{path} has llama.{key} = {get(key)}, not its head size {head_dim}")
+            raise WeightsError(
+                f"{path} has {kind}.{key} = {get(key)}, not its head size {head_dim}"
+            )
     if "token_embd.weight" not in shapes:
         raise WeightsError(f"{path} lacks the tensor token_embd.weight; get the model file again")
     return ModelConfig(
@@ -117,6 +123,7 @@ def _config(metadata: dict[str, Any], shapes: dict, path: Path) -> ModelConfig:
         norm_eps=float(get("attention.layer_norm_rms_epsilon")),
         tied_embeddings="output.weight" not in shapes,
         context=get("context_length"),
+        qkv_bias=kind == "qwen2",
     )
 
 

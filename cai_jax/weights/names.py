@@ -1,4 +1,4 @@
-"""Names and shapes of a Llama's tensors: ours, Hugging Face's and llama.cpp's, in one table."""
+"""Names and shapes of a model's tensors: ours, Hugging Face's and llama.cpp's, in one table."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Row:
     Attributes:
       path: where it stands in our params, keys joined by slashes.
       axes: its axes there, one letter each (V vocab, D embed, F mlp, H heads, K kv heads, C head
-        dim), without the layers axis.
+        dim, E experts), without the layers axis; a leading E is of tensors that files have apart.
       inputs: how many leading axes are inputs. Files keep matrices as [outputs, inputs], each
-        side flattened; 0 means the file has the tensor as it is.
-      hugging_face, gguf: its name in files; {} is the layer number.
+        side flattened; 0 means the file has the tensor as it is, a bias flattened.
+      hugging_face, gguf: its name in files; {} is the layer's number, a second one the expert's.
+        Empty where such files are not read.
     """
 
     path: str
@@ -37,6 +38,11 @@ class Row:
     inputs: int
     hugging_face: str
     gguf: str
+
+    @property
+    def apart(self) -> int:
+        """How many leading axes are of tensors that files have apart: one of experts, or none."""
+        return int(self.axes.startswith("E"))
 
 
 TABLE = (
@@ -56,6 +62,13 @@ TABLE = (
         "blk.{}.attn_q.weight",
     ),
     Row(
+        "layers/q/bias",
+        "HC",
+        0,
+        "model.layers.{}.self_attn.q_proj.bias",
+        "blk.{}.attn_q.bias",
+    ),
+    Row(
         "layers/k/kernel",
         "DKC",
         1,
@@ -63,11 +76,25 @@ TABLE = (
         "blk.{}.attn_k.weight",
     ),
     Row(
+        "layers/k/bias",
+        "KC",
+        0,
+        "model.layers.{}.self_attn.k_proj.bias",
+        "blk.{}.attn_k.bias",
+    ),
+    Row(
         "layers/v/kernel",
         "DKC",
         1,
         "model.layers.{}.self_attn.v_proj.weight",
         "blk.{}.attn_v.weight",
+    ),
+    Row(
+        "layers/v/bias",
+        "KC",
+        0,
+        "model.layers.{}.self_attn.v_proj.bias",
+        "blk.{}.attn_v.bias",
     ),
     Row(
         "layers/o/kernel",
@@ -98,6 +125,34 @@ TABLE = (
         "model.layers.{}.mlp.down_proj.weight",
         "blk.{}.ffn_down.weight",
     ),
+    Row(
+        "layers/router/kernel",
+        "DE",
+        1,
+        "model.layers.{}.block_sparse_moe.gate.weight",
+        "",
+    ),
+    Row(
+        "layers/experts_gate/kernel",
+        "EDF",
+        1,
+        "model.layers.{}.block_sparse_moe.experts.{}.w1.weight",
+        "",
+    ),
+    Row(
+        "layers/experts_up/kernel",
+        "EDF",
+        1,
+        "model.layers.{}.block_sparse_moe.experts.{}.w3.weight",
+        "",
+    ),
+    Row(
+        "layers/experts_down/kernel",
+        "EFD",
+        1,
+        "model.layers.{}.block_sparse_moe.experts.{}.w2.weight",
+        "",
+    ),
     Row("final_norm/scale", "D", 0, "model.norm.weight", "output_norm.weight"),
     Row("lm_head/kernel", "DV", 1, "lm_head.weight", "output.weight"),
 )
@@ -106,8 +161,14 @@ TABLE = (
 def rows(config: ModelConfig) -> Iterator[Row]:
     """The rows of the table that a model of this configuration has."""
     for row in TABLE:
-        if row.path != "lm_head/kernel" or not config.tied_embeddings:
-            yield row
+        if row.path == "lm_head/kernel" and config.tied_embeddings:
+            continue
+        if row.path.endswith("/bias") and not config.qkv_bias:
+            continue
+        of_mlp, of_experts = "F" in row.axes, "E" in row.axes
+        if (of_mlp or of_experts) and of_experts != bool(config.experts):
+            continue
+        yield row
 
 
 def our_shape(row: Row, config: ModelConfig) -> tuple[int, ...]:
@@ -119,22 +180,27 @@ def our_shape(row: Row, config: ModelConfig) -> tuple[int, ...]:
         "H": config.heads,
         "K": config.kv_heads,
         "C": config.head_dim,
+        "E": config.experts,
     }
     return tuple(sizes[axis] for axis in row.axes)
 
 
 def file_shape(row: Row, config: ModelConfig) -> tuple[int, ...]:
     """Shape of one layer's tensor in files, slowest axis first."""
-    shape = our_shape(row, config)
+    shape = our_shape(row, config)[row.apart :]
+    if row.path.endswith("/bias"):
+        return (math.prod(shape),)
     if row.inputs == 0:
         return shape
     return (math.prod(shape[row.inputs :]), math.prod(shape[: row.inputs]))
 
 
 def file_names(row: Row, config: ModelConfig, dialect: Dialect) -> list[str]:
-    """The tensor's names in files: one for each layer, or one."""
+    """The tensor's names in files: one for each layer, and in it for each expert, or one."""
     name = getattr(row, dialect)
-    return [name.format(i) for i in range(config.layers)] if "{}" in name else [name]
+    layers = range(config.layers) if "{}" in name else (0,)
+    experts = range(config.experts) if row.apart else (0,)
+    return [name.format(i, expert) for i in layers for expert in experts]
 
 
 def check(
@@ -166,8 +232,8 @@ def check(
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise WeightsError(
-            f"{path} has the tensor {extra[0]}{more}, which a Llama model has no place for; "
-            "use a plain Llama-architecture model"
+            f"{path} has the tensor {extra[0]}{more}, which such a model has no place for; "
+            "get the model file again"
         )
 
 
@@ -182,7 +248,8 @@ def assemble(config: ModelConfig, dialect: Dialect, read: Callable[[str], np.nda
     """
     params: dict = {}
     for row in rows(config):
-        shape = our_shape(row, config)
+        whole = our_shape(row, config)
+        shape = whole[row.apart :]
         names = file_names(row, config, dialect)
         stacked = row.path.startswith("layers/")
         array = np.empty((len(names), *shape), np.float32)
@@ -193,7 +260,7 @@ def assemble(config: ModelConfig, dialect: Dialect, read: Callable[[str], np.nda
         *parents, leaf = row.path.split("/")
         for key in parents:
             node = node.setdefault(key, {})
-        node[leaf] = array if stacked else array[0]
+        node[leaf] = array.reshape(config.layers, *whole) if stacked else array[0]
     return params
 
 
@@ -213,13 +280,16 @@ def disassemble(
             node = node[key]
         names = file_names(row, config, dialect)
         array = np.asarray(node)
+        count = config.layers if row.path.startswith("layers/") else 1
         stacked = array if row.path.startswith("layers/") else array[None]
-        if stacked.shape != (len(names), *our_shape(row, config)):
+        whole = our_shape(row, config)
+        if stacked.shape != (count, *whole):
             raise WeightsError(
                 f"the params have {row.path} in shape {list(array.shape)}, which is not "
                 "what the configuration asks for"
             )
         shape = file_shape(row, config)
+        stacked = stacked.reshape(len(names), *whole[row.apart :])
         for name, tensor in zip(names, stacked, strict=True):
-            tensor = tensor.reshape(shape[::-1]).T if row.inputs else tensor
+            tensor = tensor.reshape(shape[::-1]).T if row.inputs else tensor.reshape(shape)
             yield name, np.ascontiguousarray(tensor)

@@ -15,6 +15,7 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.sentencepiece_tokenizer import SentencePieceTokenizer
 from cai_jax.tokenizer import Tokenizer
 from cai_jax.weights import names, vocabularies
+from cai_jax.weights.hugging_face import config_of, json_of, read_json
 from cai_jax.weights.names import WeightsError
 
 # What a directory's tokenizer consists of; copied as it is when a model is written back.
@@ -31,19 +32,8 @@ _DTYPES = ("F32", "F16", "BF16", "F64")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """The shape of a model in Hugging Face layout, from its config.json alone.
-
-    Raises:
-      WeightsError: the file is damaged, or of no plain Llama.
-      OSError: it cannot be read.
-    """
-    file = Path(directory) / "config.json"
-    return _config(_read_json(file), file)
-
-
 def read_directory(directory: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
-    """Reads a Llama model: config.json, model.safetensors or its shards, tokenizer files.
+    """Reads a model: config.json, model.safetensors or its shards, tokenizer files.
 
     Everything is checked before a tensor is read: configuration, names, shapes, dtypes.
 
@@ -51,13 +41,13 @@ def read_directory(directory: Path) -> tuple[ModelConfig, dict, Tokenizer, str |
       (configuration, params as numpy float32, tokenizer, chat template or None).
 
     Raises:
-      WeightsError: a file is missing, damaged or a pickle; the model is no plain Llama; or its
-        tensors are not those of its configuration.
+      WeightsError: a file is missing, damaged or a pickle; it is of another architecture; or
+        its tensors are not those of its configuration.
       OSError: a file cannot be read.
     """
     directory = Path(directory)
-    raw = _read_json(directory / "config.json")
-    config = _config(raw, directory / "config.json")
+    raw = read_json(directory / "config.json")
+    config = config_of(raw, directory / "config.json")
     where = _tensor_files(directory)
     shapes, read = _open(where)
     shapes = {n: s for n, s in shapes.items() if not n.endswith("rotary_emb.inv_freq")}
@@ -112,7 +102,7 @@ def write_directory(
                 shutil.copyfile(Path(source) / name, directory / name)
     else:
         _write_tokenizer(directory, tokenizer, template)
-    _write_json(directory / "config.json", _to_json(config, tokenizer))
+    _write_json(directory / "config.json", json_of(config, tokenizer))
     # The weights come last and move into place whole: a directory that has them is complete.
     scratch = directory / "model.safetensors.partial"
     save_file(tensors, scratch, metadata={"format": "pt"})
@@ -124,7 +114,7 @@ def _tensor_files(directory: Path) -> list[Path]:
     if whole.exists():
         return [whole]
     if index.exists():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise WeightsError(f"{index} has no weight_map; get the file again")
         files = sorted({str(name) for name in weight_map.values()})
@@ -171,82 +161,6 @@ def _open(files: list[Path]):
     return shapes, read
 
 
-def _config(raw: dict, file: Path) -> ModelConfig:
-    """Hugging Face's LlamaConfig, with its defaults where config.json leaves a key out."""
-    architectures = raw.get("architectures") or []
-    if raw.get("model_type") != "llama" or architectures not in ([], ["LlamaForCausalLM"]):
-        name = ", ".join(architectures) or raw.get("model_type")
-        raise WeightsError(f"{file} is of {name}, and only LlamaForCausalLM is supported")
-    # transformers 5 keeps the rotary settings under rope_parameters, earlier ones beside the rest.
-    rope = raw.get("rope_parameters") or {}
-    scaling = rope or raw.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    plain = {
-        "rope_scaling": (kind, "default"),
-        "attention_bias": (raw.get("attention_bias", False), False),
-        "mlp_bias": (raw.get("mlp_bias", False), False),
-        "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
-    }
-    for key, (value, supported) in plain.items():
-        if value != supported:
-            raise WeightsError(f"{file} has {key} = {value!r}, and only {supported!r} is supported")
-
-    def get(key: str, default: Any = None) -> Any:
-        value = raw.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise WeightsError(f"{file} lacks {key}; get the file again")
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise WeightsError(f"{file} has {key} = {value!r}, not a positive number")
-        return value
-
-    embed, heads = get("hidden_size"), get("num_attention_heads")
-    try:
-        return ModelConfig(
-            vocab_size=get("vocab_size"),
-            embed=embed,
-            layers=get("num_hidden_layers"),
-            heads=heads,
-            kv_heads=get("num_key_value_heads", heads),
-            head_dim=get("head_dim", embed // heads),
-            mlp=get("intermediate_size"),
-            rope_theta=float(rope.get("rope_theta") or get("rope_theta", 10000.0)),
-            norm_eps=float(get("rms_norm_eps", 1e-6)),
-            tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            context=get("max_position_embeddings", 2048),
-        )
-    except WeightsError:
-        raise
-    except ValueError as error:
-        raise WeightsError(f"{file} describes no model: {error}") from error
-
-
-def _to_json(config: ModelConfig, tokenizer: Tokenizer) -> dict:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.embed,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.mlp,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied_embeddings,
-        "max_position_embeddings": config.context,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "hidden_act": "silu",
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.end_ids),
-        "pad_token_id": None,
-        "torch_dtype": "float32",
-    }
-
-
 def _write_tokenizer(directory: Path, tokenizer: Tokenizer, template: str | None) -> None:
     if isinstance(tokenizer, SentencePieceTokenizer):
         (directory / "tokenizer.model").write_bytes(tokenizer.to_model())
@@ -271,7 +185,7 @@ def _chat_template(directory: Path) -> str | None:
     if file.exists():
         return file.read_text("utf-8")
     config = directory / "tokenizer_config.json"
-    template = _read_json(config).get("chat_template") if config.exists() else None
+    template = read_json(config).get("chat_template") if config.exists() else None
     if isinstance(template, list):  # named templates; the one called default is for chat
         named = {entry.get("name"): entry.get("template") for entry in template}
         template = named.get("default")
@@ -281,22 +195,10 @@ def _chat_template(directory: Path) -> str | None:
 def _eos_ids(raw: dict, directory: Path) -> tuple[int, ...]:
     file = directory / "generation_config.json"
     ids: list[int] = []
-    for settings in (raw, _read_json(file) if file.exists() else {}):
+    for settings in (raw, read_json(file) if file.exists() else {}):
         value = settings.get("eos_token_id")
         ids += value if isinstance(value, list) else [] if value is None else [value]
     return tuple(dict.fromkeys(ids))
-
-
-def _read_json(file: Path) -> dict:
-    if not file.exists():
-        raise WeightsError(f"{file.parent} has no {file.name}; give a directory that has")
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file} does not hold a JSON object; get the file again")
-    return content
 
 
 def _write_json(file: Path, content: dict) -> None:
