@@ -33,7 +33,8 @@ class Ledger:
 
     def __init__(self, workdir: Path, launched: float):
         self._path, self.launched = workdir / FILE, launched
-        self._compiled = 0.0
+        self._compiled, self._compiles = 0.0, []
+        self._began = time.time()
         jax.monitoring.register_event_duration_secs_listener(self._listen)
         self._note({"event": "start"})
 
@@ -46,13 +47,25 @@ class Ledger:
         self._note({"event": "stage", "stage": name, **taken})
 
     def end(self, first_step: float | None) -> None:
-        """Notes that the command ended, and when its first step was done, if it did any."""
-        after = None if first_step is None else first_step - self.launched
-        self._note({"event": "end", "first_step_seconds": after})
+        """Notes that the command ended, and when its first step was done, if it did any.
+
+        Args:
+          first_step: in seconds since the epoch.
+        """
+        row: dict = {"event": "end", "first_step_seconds": None}
+        if first_step is not None:
+            row["first_step_seconds"] = first_step - self.launched
+            before = sum(seconds for at, seconds in self._compiles if at <= first_step)
+            row["before_first_step"] = {
+                "starting": self._began - self.launched,
+                "compiling": before,
+            }
+        self._note(row)
 
     def _listen(self, event: str, seconds: float, **_) -> None:
         if event == _COMPILES:
             self._compiled += seconds
+            self._compiles.append((time.time(), seconds))
 
     def _note(self, row: dict) -> None:
         if not hosts.first():
@@ -71,6 +84,7 @@ class WallTime:
       total: of processes, with the time between one that was stopped and the next.
       processes: how many there were.
       first_step: from the last process's start to its first step; None where it did none.
+      before_first_step: what that time went to: "starting", until the first stage; "compiling".
       stages: of the process that finished each, by name.
       compiling: in finished stages.
       parts: of finished training, by PARTS, and "input", waiting for a batch.
@@ -81,6 +95,7 @@ class WallTime:
     total: float
     processes: int
     first_step: float | None
+    before_first_step: dict[str, float]
     stages: dict[str, float]
     compiling: float
     parts: dict[str, float]
@@ -122,6 +137,7 @@ def wall_time(workdir: Path) -> WallTime:
         total=total,
         processes=len(launched),
         first_step=ends[-1]["first_step_seconds"] if ends else None,
+        before_first_step=ends[-1].get("before_first_step", {}) if ends else {},
         stages=stages,
         compiling=sum(row.get("compile_seconds", 0.0) for row in rows),
         parts=parts,
@@ -137,6 +153,10 @@ def sentences(found: WallTime) -> list[str]:
     minutes, seconds = divmod(round(found.total), 60)
     processes = f"{found.processes} processes" if found.processes > 1 else "one process"
     first = "" if found.first_step is None else f", the first step after {found.first_step:.0f} s"
+    if found.before_first_step:
+        spent = dict(found.before_first_step)
+        spent["loading and running"] = max(0.0, found.first_step - sum(spent.values()))
+        first += f" ({', '.join(f'{name} {seconds:.0f}' for name, seconds in spent.items())})"
     return [
         f"wall time {minutes}:{seconds:02d} in {processes}{first}: {shares(found.stages)}, "
         f"starts and restarts {found.unfinished / found.total:.0%}",

@@ -1,6 +1,8 @@
 """Where wall time went: notes of several processes, one of which was stopped."""
 
 import json
+import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -53,13 +55,25 @@ def test_time_is_counted_once_and_not_between_commands(workdir):
 
 
 def test_a_process_notes_its_stages_and_what_it_compiled(tmp_path):
-    ledger = goodput.Ledger(tmp_path, launched=0.0)
+    launched = time.time() - 8
+    ledger = goodput.Ledger(tmp_path, launched)
     with ledger.stage("revise"):
         jax.block_until_ready(jax.jit(lambda x: jnp.sin(x) * 3.125)(jnp.ones(7)))
     with pytest.raises(KeyboardInterrupt), ledger.stage("finetune"):
         raise KeyboardInterrupt
-    ledger.end(first_step=2.5)
+    now = time.time()
+    ledger._compiles.append((now + 60, 1000.0))  # which is after the first step
+    ledger.end(first_step=now + 30)
     noted = [json.loads(line) for line in (tmp_path / goodput.FILE).read_text().splitlines()]
     assert [row["event"] for row in noted] == ["start", "stage", "end"]
     assert 0 < noted[1]["compile_seconds"] < noted[1]["seconds"]
-    assert goodput.wall_time(tmp_path).first_step == 2.5
+    found = goodput.wall_time(tmp_path)
+    assert found.first_step == pytest.approx(38, abs=2)
+    assert found.before_first_step == {
+        "starting": pytest.approx(8, abs=0.5),
+        "compiling": pytest.approx(noted[1]["compile_seconds"], abs=1),
+    }
+    (line, _) = goodput.sentences(found)
+    assert re.search(
+        r"first step after \d+ s \(starting 8, compiling \d, loading and running \d+\)", line
+    )
