@@ -63,9 +63,14 @@ def test_what_a_step_touches_in_main_memory():
             32 * ROW,
         ),
         ("%sum = f32[1,128]{1,0} all-reduce(%out), to_apply=%add", ROW),
+        (
+            '%kernel = f32[1,128]{1,0} custom-call(%cache), custom_call_target="tpu_custom_call", '
+            'backend_config={"custom_call_config":{"cost_estimate":{"bytes_accessed":"4096"}}}',
+            4096,
+        ),
     ],
 )
-def test_copies_prefetches_and_collectives_count(line, more):
+def test_copies_prefetches_collectives_and_kernels_count(line, more):
     assert loop_traffic(MODULE.format(more=f"  {line}")).bytes == PLAIN + more
 
 

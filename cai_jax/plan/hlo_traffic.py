@@ -2,8 +2,8 @@
 
 Counted on the text of a scheduled HLO module, where each instruction of the body is one pass over
 its operands. What stands in a TPU's on-chip memory (S(1) and the like in a layout) costs nothing;
-a slice or a gather costs what it takes, an update in place what it writes. Tiles are not padded,
-and of a conditional the dearest branch counts.
+a slice or a gather costs what it takes, an update in place what it writes, a kernel what it says
+of itself, if it does. Tiles are not padded, and of a conditional the dearest branch counts.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def _cost(modules: dict[str, Computation], inside: Computation, one: Instruction
     kinds = [inside[name].type for name in one.operands if name in inside]
     if one.op in FREE:
         return 0
+    if kernel := re.search(r'"bytes_accessed":"(\d+)"', one.rest):
+        return int(kernel[1])
     if one.op == "conditional":
         branches = called(one, "branch_computations") or [
             *called(one, "true_computation"),

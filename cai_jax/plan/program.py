@@ -118,7 +118,7 @@ def compile_program(program: Program, mesh: Mesh) -> Compiled:
         if part.steps:  # a loop that does not say how often it runs counts once
             each += (part.steps - 1) * loop_traffic(text).bytes
         moved += share * each
-        # Reading goes in tiles, as many as there are texts: their loops count once.
+        # Reading looks up each token's row in a loop, which sends nothing.
         unsaid = part.steps or (1 if program.group == "engine" else None)
         for sent in collectives(text, mesh.shape, unsaid):
             received[sent.axes] = received.get(sent.axes, 0.0) + share * sent.bytes

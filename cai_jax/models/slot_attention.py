@@ -1,0 +1,140 @@
+"""Attention to what stands in slots, on TPU: in decoding and in reading, by `slot_kernel`.
+
+In decoding a token is a tile, in reading some tokens of one row that follow each other. What all
+rows read first is one slot, at which all tokens look together; what the same queries got of both is
+joined exactly.
+
+The compiler splits no kernel over devices: on a mesh each attends to its own slots, with its own kv
+heads. In reading, whose rows are on every device, what the devices got is added up.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cai_jax.mesh import AxisNames, fitted
+from cai_jax.models.kv_cache import AXES, Layer
+from cai_jax.models.slot_kernel import attend_tiles
+from cai_jax.models.tiles import State, Tiles
+
+Shared = tuple[jax.Array, jax.Array, jax.Array]  # keys, values and length
+
+
+def by_kernel(mesh: Mesh | None) -> bool:
+    """Whether attention to slots is by this kernel: on TPU, of whatever head dim."""
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return platform == "tpu"
+
+
+def decode_attention(
+    q: jax.Array,
+    held: Layer,
+    shared: Shared | None,
+    seen: jax.Array,
+    mesh: Mesh | None,
+    interpret: bool = False,
+) -> jax.Array:
+    """One token in each slot attends to what all rows read first, and to its slot.
+
+    Args:
+      q: [S, K, G, C].
+      held: k [K, S, C, P] and v [K, S, P, C], the new tokens' among them.
+      shared: keys [K, 1, C, P], values [K, 1, P, C] and length int32[], or None.
+      seen: int32[S], how much of its slot each token sees.
+      mesh: over which slots and kv heads are split as `kv_cache.empty` does; None for one device.
+      interpret: whether to run the kernel's Python, on any device, for tests.
+
+    Returns:
+      [S, K, G, C]; zeros where nothing is seen.
+    """
+
+    def attend(q, held, shared, seen):
+        q = (q * q.shape[-1] ** -0.5).swapaxes(0, 1)
+        limits = jnp.broadcast_to(seen[:, None], q.shape[1:3])
+        own = attend_tiles(q, held, jnp.arange(len(seen)), limits, interpret)
+        return _joined([own, *_to_shared(q, shared, interpret)], q.dtype).swapaxes(0, 1)
+
+    names = (AXES[::-1], AXES, AXES, AXES[1:])
+    return _on(mesh, attend, (q, held, shared, seen), names)
+
+
+def read_attention(
+    q: jax.Array,
+    held: Layer,
+    shared: Shared | None,
+    slots: jax.Array,
+    tiles: Tiles,
+    before: State | None,
+    mesh: Mesh | None,
+    interpret: bool = False,
+) -> jax.Array:
+    """`tiles.tiled_attention` by the kernel; `mesh` and `interpret` as in `decode_attention`."""
+    split = mesh and fitted(mesh, held[0].shape, *AXES).spec[1]  # axes of the mesh, over slots
+
+    def attend(q, held, shared, slots, tiles, before):
+        q = (q * q.shape[-1] ** -0.5).swapaxes(0, 1)
+        kv_heads, tokens, group, size = q.shape
+        count, width = tiles.index.shape
+        slot, here = slots[tiles.rows], held[0].shape[1]
+        if split:
+            slot -= jax.lax.axis_index(split) * here
+        index = jnp.where(((slot >= 0) & (slot < here))[:, None], tiles.index, tokens)
+
+        def taken(x: jax.Array) -> jax.Array:
+            """What tokens have, [K, N G, X] or [K, N, G, X], by tiles: [K, M, T G, X]."""
+            x = x.reshape(kv_heads, tokens, group, -1)
+            x = x.at[:, index].get(mode="fill", fill_value=0)
+            return x.reshape(kv_heads, count, width * group, -1)
+
+        limits = jnp.minimum(tiles.first[:, None] + 1 + jnp.arange(width), tiles.ends[:, None])
+        limits = jnp.repeat(jnp.where(index < tokens, limits, 0), group, axis=1)
+        own = attend_tiles(taken(q), held, slot, limits, interpret)
+        others = [*_to_shared(q, shared, interpret), *([] if before is None else [before])]
+        got = _joined([own, *(tuple(map(taken, state)) for state in others)], q.dtype)
+        got = got.reshape(kv_heads, count, width, group, size)
+        out = jnp.zeros_like(q).at[:, index].set(got, mode="drop").swapaxes(0, 1)
+        return jax.lax.psum(out, split) if split else out
+
+    names = ((None, *AXES[:1]), AXES, AXES, (), (), AXES[:1])
+    return _on(mesh, attend, (q, held, shared, slots, tiles, before), names)
+
+
+def _to_shared(q: jax.Array, shared: Shared | None, interpret: bool) -> list[State]:
+    """What queries [K, N, G, C] get of what all rows read first, if anything: [K, N, G, X]."""
+    if shared is None:
+        return []
+    *held, length = shared
+    limits = jnp.full((1, q.shape[1] * q.shape[2]), length)
+    everyone = q.reshape(len(q), 1, -1, q.shape[-1])
+    state = attend_tiles(everyone, tuple(held), jnp.zeros(1, jnp.int32), limits, interpret)
+    return [tuple(x.reshape(*q.shape[:3], -1) for x in state)]
+
+
+def _joined(states: list[State], dtype: jnp.dtype) -> jax.Array:
+    """Attention to all of what each state is of a part; zeros where nothing is seen."""
+    highest = functools.reduce(jnp.maximum, [maximum for maximum, _, _ in states])
+    fades = [jnp.exp(maximum - highest) for maximum, _, _ in states]
+    total = sum(fade * one for fade, (_, one, _) in zip(fades, states, strict=True))
+    values = sum(fade * one for fade, (_, _, one) in zip(fades, states, strict=True))
+    return (values / jnp.where(total > 0, total, 1)).astype(dtype)
+
+
+def _on(
+    mesh: Mesh | None, attend: Callable[..., jax.Array], args: tuple, names: tuple[AxisNames, ...]
+) -> jax.Array:
+    """On every device its part of arguments with such names of their first axes, and of a result
+    with the first one's."""
+    if mesh is None:
+        return attend(*args)
+    specs = tuple(
+        jax.tree.map(lambda x, axes=axes: fitted(mesh, x.shape, *axes).spec, arg)
+        for arg, axes in zip(args, names, strict=True)
+    )
+    # The kernel does not say along which axes its results vary.
+    attend = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+    return attend(*args)

@@ -1,0 +1,156 @@
+"""The TPU's kernel for attention to slots: numbers by its interpreter, and compiled."""
+
+import functools
+import importlib.util
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cai_jax.models import slot_kernel
+from cai_jax.models.attention import Part, cached_attention
+from cai_jax.models.slot_attention import decode_attention, read_attention
+from cai_jax.models.tiles import Tiles, among, tiled_attention
+
+SLOTS, LENGTH, FIRST = 6, 40, 24
+TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
+
+
+def by_kernel(attend, *args):
+    return jax.jit(functools.partial(attend, mesh=None, interpret=True))(*args)
+
+
+def drawn(dtype, tokens, kv_heads=2, group=3, size=8, before=None):
+    """q [N, K, G, C]; keys and values of slots; those that all rows read first, or None."""
+    draw = np.random.default_rng(tokens)
+    normal = lambda *shape: jnp.asarray(draw.normal(size=shape), dtype)  # noqa: E731
+
+    def keys_and_values(slots, length):
+        return normal(kv_heads, slots, size, length), normal(kv_heads, slots, length, size)
+
+    q, held, first = (
+        normal(tokens, kv_heads, group, size),
+        *map(keys_and_values, (SLOTS, 1), (LENGTH, FIRST)),
+    )
+    return q, held, None if before is None else (*first, jnp.int32(before))
+
+
+def close(found, expected, dtype):
+    assert found.dtype == expected.dtype == dtype
+    found, expected = (np.asarray(x, np.float32) for x in (found, expected))
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE[dtype])
+
+
+@pytest.fixture(params=[(512, 512), (16, 9), (40, 4)], ids=str)
+def sizes(request, monkeypatch):
+    """Of blocks of keys, whole or not dividing a slot's length, and of the widest tile."""
+    block, widest = request.param
+    monkeypatch.setattr(slot_kernel, "BLOCK", block)
+    monkeypatch.setattr(slot_kernel, "WIDEST", widest)
+
+
+@pytest.mark.parametrize(("dtype", "group"), [("float32", 4), ("bfloat16", 1)])
+@pytest.mark.parametrize("before", [None, 0, 11])
+def test_a_token_of_each_slot_attends_as_by_xla(sizes, dtype, before, group):
+    q, held, shared = drawn(dtype, SLOTS, group=group, before=before)
+    seen = jnp.array([0, 1, LENGTH, 16, 17, 0])
+    found = by_kernel(decode_attention, q, held, shared, seen)
+
+    mask = jnp.arange(LENGTH) < seen[:, None]
+    parts = [Part(*held, mask[:, None])]
+    if before is not None:
+        k, v, length = shared
+        parts.append(Part(k[:, 0], v[:, 0], (jnp.arange(FIRST) < length)[None, None]))
+    expected = cached_attention(q.swapaxes(0, 1)[:, :, None], tuple(parts))
+    expected = expected[:, :, 0].swapaxes(0, 1)
+    nothing = (seen == 0) & (not before)
+    close(found, jnp.where(nothing[:, None, None, None], 0, expected), dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "before"), [("float32", None), ("float32", 0), ("float32", 11), ("bfloat16", 11)]
+)
+def test_texts_are_read_as_in_tiles_by_xla(sizes, dtype, before):
+    """Rows of any share of the tokens, one of none, and a row that is only padding."""
+    counts, lengths = [9, 0, 1, 17, 5, 0], [0, 3, 39, 20, 35, 0]
+    slots = [*random.Random(0).sample(range(SLOTS), 5), SLOTS]
+    q, held, shared = drawn(dtype, sum(counts) + 3, before=before)
+    tiles = Tiles.of(len(q), jnp.asarray(lengths), jnp.asarray(counts))
+    args = q, held, shared, jnp.asarray(slots), tiles, None
+    found = by_kernel(read_attention, *args)
+    close(found, tiled_attention(*args), dtype)
+    assert not np.any(found[sum(counts) :])
+
+
+@pytest.mark.parametrize("before", [None, 11])
+def test_options_are_read_as_in_tiles_by_xla(sizes, before):
+    rows, width = 4, 3
+    q, held, shared = drawn("float32", rows * width, before=before)
+    k, v, _ = (x[:, :, 0] for x in (*jnp.split(q, 3, axis=2)[:2], q))
+    sees = np.tril(np.ones((rows, width, width), bool))
+    sees[::2, 2, 1] = False
+    lengths = jnp.array([0, 1, 17, LENGTH])
+    args = (
+        q, held, shared, jnp.array([5, 0, 4, 2]), Tiles.behind(lengths, width),
+        among(q, k, v, jnp.asarray(sees)),
+    )  # fmt: skip
+    close(by_kernel(read_attention, *args), tiled_attention(*args), "float32")
+
+
+def test_blocks_that_a_row_does_not_see_are_not_fetched(monkeypatch):
+    """They hold what would make all of a tile's results NaN."""
+    monkeypatch.setattr(slot_kernel, "BLOCK", 8)
+    q, (k, v), _ = drawn("float32", SLOTS)
+    seen = jnp.array([0, 1, LENGTH, 16, 17, 0])
+    fetched = jnp.arange(LENGTH) < -(-seen // 8)[:, None] * 8
+    fetched = fetched.at[0, :8].set(True)  # a first tile has no other to stay at
+    k, v = jnp.where(fetched[:, None], k, jnp.nan), jnp.where(fetched[..., None], v, jnp.nan)
+    assert np.isfinite(by_kernel(decode_attention, q, (k, v), None, seen)).all()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="compiling for a TPU needs libtpu: pip install -e '.[plan]'",
+)
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "size", "dtype"),
+    [
+        (8, 4, 128, "bfloat16"),
+        (8, 8, 128, "float32"),
+        (3, 3, 64, "bfloat16"),
+        (2, 2, 80, "float32"),
+    ],
+)
+def test_it_compiles_for_tpus(topology, kv_heads, group, size, dtype):
+    """On four chips, of slots whose length is not one of whole blocks; no scores are in memory."""
+    from benchmarks import tpu
+    from cai_jax.mesh import fitted
+    from cai_jax.models.kv_cache import AXES
+
+    mesh, slots, length, tokens = tpu.mesh_for(topology, fsdp=2, tensor=2), 16, 1300, 512
+
+    def array(kind, shape, *names):
+        return jax.ShapeDtypeStruct(shape, kind, sharding=fitted(mesh, shape, *names))
+
+    def layer(slots):
+        k = array(dtype, (kv_heads, slots, size, length), *AXES)
+        return k, array(dtype, (kv_heads, slots, length, size), *AXES)
+
+    def queries(tokens, *names):
+        return array(dtype, (tokens, kv_heads, group, size), *names)
+
+    whole = functools.partial(array, jnp.int32)
+    shared, column = (*layer(1), whole(())), whole((slots,))
+    tiles = jax.eval_shape(functools.partial(Tiles.of, tokens), column, column)
+    tiles = jax.tree.map(lambda x: whole(x.shape), tiles)
+    programs = {
+        decode_attention: (queries(slots, *AXES[::-1]), layer(slots), shared, column),
+        read_attention: (queries(tokens), layer(slots), shared, column, tiles, None),
+    }
+    for attend, args in programs.items():
+        text = jax.jit(functools.partial(attend, mesh=mesh)).lower(*args).compile().as_text()
+        assert text.count('custom_call_target="tpu_custom_call"') == 2  # own slots, and shared
+        assert f",{length}]" not in text.replace(f"{size},{length}]", "")
