@@ -97,7 +97,7 @@ def test_force_at_every_moment_leaves_the_old_stage_or_none_of_it(store):
     assert there(store) == {"compare/inputs.json"}
 
 
-@pytest.mark.parametrize("again", ["begin", "require", "remade"])
+@pytest.mark.parametrize("again", ["require", "remade"])
 def test_remade_at_every_moment_leaves_the_old_stage_or_the_new(store, again):
     new = (OLD - {"two.jsonl"}) | {"three.jsonl"}
 
