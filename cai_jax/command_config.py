@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from cai_jax import storage
+
 
 class UsageError(ValueError):
     """A command line that cannot be understood."""
@@ -16,6 +18,7 @@ def parse(arguments: list[str], needs_workdir: bool = True):
 
     Raises:
       UsageError: a flag or config key that does not exist, or a config file that cannot be read.
+      StorageError: a workdir where nothing can be written.
     """
     from absl import flags
 
@@ -47,7 +50,7 @@ def parse(arguments: list[str], needs_workdir: bool = True):
             sys.path.remove(folder)
     if not values.workdir and needs_workdir:
         raise UsageError("--workdir=DIR is missing: the folder for records and checkpoints.")
-    return config, Path(values.workdir) if values.workdir else None, values.force
+    return config, storage.path(values.workdir) if values.workdir else None, values.force
 
 
 def defaults_of(arguments: list[str]) -> dict | None:

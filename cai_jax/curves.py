@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from cai_jax import event_file
+from cai_jax import event_file, storage
 from cai_jax.tools import ToolError, tool_parser
 from cai_jax.training.metrics import read
 from cai_jax.workdir import digest
@@ -28,9 +28,9 @@ def tensorboard(arguments: list[str]) -> None:
       OSError: a file cannot be written.
     """
     parser = tool_parser("tensorboard", "Write a run's curves as TensorBoard event files.")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="WORKDIR/tensorboard if left out")
+    parser.add_argument("--to", metavar="DIR", help="WORKDIR/tensorboard if left out")
     workdir, options = _parsed(parser, arguments)
-    to = options.to or workdir / "tensorboard"
+    to = storage.path(options.to) if options.to else workdir / "tensorboard"
     for stage, rows in curves(workdir).items():
         event_file.write(to / stage / EVENTS, rows)
         print(f"{stage}: {len(rows)} steps")
@@ -53,13 +53,14 @@ def wandb(arguments: list[str]) -> None:
         import wandb as client
     except ImportError as error:
         raise ToolError("wandb is not installed; `pip install wandb` brings it.") from error
+    where = str(workdir if storage.in_bucket(workdir) else workdir.resolve())
     file = workdir / "config.json"
     config = json.loads(file.read_text("utf-8")) if file.exists() else {}
     for stage, rows in found.items():
         made_from = json.loads((workdir / stage / "inputs.json").read_text("utf-8"))
         sent = client.init(
             project=options.project,
-            id=digest([str(workdir.resolve()), stage, made_from]),
+            id=digest([where, stage, made_from]),
             group=workdir.name,
             name=f"{workdir.name} {stage}",
             config=config,
@@ -83,7 +84,7 @@ def curves(workdir: Path) -> dict[str, list[Row]]:
     found = {}
     for path in sorted(workdir.glob("*/metrics.jsonl")):
         perf = {row["step"]: row for row in read(path.with_name("perf.jsonl"))}
-        seconds, rows = path.stat().st_mtime, []
+        seconds, rows = storage.modified(path), []
         for row in reversed(read(path)):
             row = perf.get(row["step"], {}) | row
             scalars = {k: v for k, v in row.items() if k != "step" and v is not None}
@@ -99,6 +100,6 @@ def curves(workdir: Path) -> dict[str, list[Row]]:
 def _parsed(
     parser: argparse.ArgumentParser, arguments: list[str]
 ) -> tuple[Path, argparse.Namespace]:
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="of a run")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="of a run")
     options = parser.parse_args(arguments)
-    return options.workdir, options
+    return storage.path(options.workdir), options

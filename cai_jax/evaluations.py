@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from cai_jax import constitution as constitutions
+from cai_jax import storage
 from cai_jax.datasets import capability, hhh_alignment, xstest
 from cai_jax.datasets.cai_paper import Question
 from cai_jax.datasets.files import find
@@ -81,7 +82,7 @@ class Evaluation:
             load_model(s.judge, s.dtype, self.mesh, progress.say) if s.judge else self.model
         )
         self.preference_model = (
-            preference_model_of_run(Path(s.preference_model), self.mesh, progress.say)
+            preference_model_of_run(storage.path(s.preference_model), self.mesh, progress.say)
             if s.preference_model
             else None
         )
@@ -97,7 +98,7 @@ class Evaluation:
     def _load(self) -> Model:
         s = self.settings
         if s.run:
-            return model_of_run(Path(s.run), s.stage or None, self.progress.say)[0]
+            return model_of_run(storage.path(s.run), s.stage or None, self.progress.say)[0]
         return load_model(s.model, s.dtype, self.mesh, self.progress.say)
 
     def run(self) -> None:
@@ -130,13 +131,13 @@ class Evaluation:
 
     def _inputs(self, asked: Sequence[Any], of: Model, **more: Any) -> dict[str, Any]:
         s = self.settings
-        made = Path(s.run) / (s.stage or "") if s.run else None
-        notes = sorted(made.glob("**/inputs.json")) if made else []
+        made = storage.path(s.run) / (s.stage or "") if s.run else None
+        notes = [n for p in ("", "*/") for n in made.glob(f"{p}inputs.json")] if made else []
         return {
             "seed": s.seed,
             "dtype": s.dtype,
             "model": of.fingerprint,
-            "trained": digest([of.name, *(note.read_text("utf-8") for note in notes)]),
+            "trained": digest([of.name, *(note.read_text("utf-8") for note in sorted(notes))]),
             "max_length": s.engine.max_length,
             "constitution": self.constitution.hash,
             "asked": digest([item.id for item in asked]),
@@ -283,7 +284,7 @@ def _rivals(settings: EvaluationSettings) -> dict[str, list[Choice]]:
     """
     if not settings.against:
         return {}
-    folder, found = Path(settings.against), {}
+    folder, found = storage.path(settings.against), {}
     for mark in sorted(folder.glob("*-*/done.json")):
         records = read_records(mark.parent / "choices", Choice)
         found.setdefault(mark.parent.name.split("-")[0], []).extend(records)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from cai_jax import hosts
+from cai_jax import growing, hosts
 from cai_jax.training import metrics
 
 FILE = "wall_time.jsonl"
@@ -33,6 +33,7 @@ class Ledger:
 
     def __init__(self, workdir: Path, launched: float):
         self._path, self.launched = workdir / FILE, launched
+        growing.begin(self._path)
         self._compiled, self._compiles = 0.0, []
         self._began = time.time()
         jax.monitoring.register_event_duration_secs_listener(self._listen)
@@ -70,10 +71,9 @@ class Ledger:
     def _note(self, row: dict) -> None:
         if not hosts.first():
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            row = {"launched": self.launched, "at": time.time(), **row}
-            file.write(json.dumps(row) + "\n")
+        row = {"launched": self.launched, "at": time.time(), **row}
+        growing.append(self._path, json.dumps(row) + "\n")
+        growing.put_all()  # a row is rare, and the only trace of a process that ends early
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from cai_jax import storage
 from cai_jax.datasets import prompts as shipped
 from cai_jax.datasets import red_team_attempts, splits
 from cai_jax.datasets.prompts import PromptRow
@@ -70,7 +71,7 @@ class Scores:
             else shipped.prompts("red_team", "test")
         )[: s.prompts_limit or None]
         self.train, self.test = _parted(s, self.prompts)
-        self.runs = [Path(run.strip()) for run in s.runs.split(",") if run.strip()]
+        self.runs = [storage.path(run.strip()) for run in s.runs.split(",") if run.strip()]
         if len({run.name for run in self.runs}) < len(self.runs):
             raise ConfigError("config.runs: two folders have one name; rename one of them.")
         for run in self.runs:

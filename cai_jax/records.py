@@ -17,9 +17,9 @@ import types
 import typing
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from cai_jax import storage
 from cai_jax.conversation import Conversation, Turn
 
 Kind = Literal["red_team", "helpful"]
@@ -217,7 +217,7 @@ def read_text(path: str | os.PathLike) -> str:
       ValueError: not UTF-8, naming file and line; a damaged gzip file.
       OSError: the file cannot be read.
     """
-    data = Path(path).read_bytes()
+    data = storage.path(path).read_bytes()
     if data.startswith(b"\x1f\x8b"):
         try:
             data = gzip.decompress(data)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cai_jax import hosts
+from cai_jax import hosts, storage
 from cai_jax.records import from_json, read_rows, to_line
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class Shards:
     """
 
     def __init__(self, directory: str | os.PathLike, count: int | None = None):
-        self.directory = Path(directory)
+        self.directory = storage.path(directory)
         self.count = count
 
     def path(self, number: int) -> Path:
@@ -58,7 +58,7 @@ class Shards:
         return found
 
     def write(self, number: int, records: Iterable[Any]) -> Path:
-        """Writes shard `number` in one step: partial file, fsync, rename. The first host does.
+        """Writes shard `number` in one step, whole or not at all. The first host does.
 
         Raises:
           OSError: the folder is read-only or the disk full; nothing half-written stays.
@@ -89,9 +89,13 @@ class Shards:
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that it exists whole or not at all, also after a kill or power loss.
 
+    On a disk by a partial file, fsync and rename, in a bucket by one put.
+
     Raises:
       OSError: one sentence naming the path; the file is as it was before.
     """
+    if storage.in_bucket(path):
+        return storage.put(path, data)
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

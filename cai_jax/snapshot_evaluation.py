@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from cai_jax import constitution as constitutions
-from cai_jax import hosts
+from cai_jax import hosts, storage
 from cai_jax.evaluation import revision_scores, snapshot_comparisons
 from cai_jax.evaluation.intervals import Interval
 from cai_jax.evaluation.results import ANCHOR
@@ -100,10 +100,10 @@ def compare_runs(config: Mapping[str, Any], path: Path, force: bool, progress: P
     snapshots: dict[str, Snapshot] = {}
     by_revision: dict[str, list[RevisionScore]] = {}
     if s.records:
-        made = snapshot_comparisons.read(Path(s.records))
+        made = snapshot_comparisons.read(storage.path(s.records))
         workdir.prepare(s, 10_000_000)
     else:
-        folders = [Path(run.strip()) for run in s.runs.split(",")]
+        folders = [storage.path(run.strip()) for run in s.runs.split(",")]
         snapshots, answers = read_runs(folders)
         undecided = snapshot_comparisons.paired_answers(answers)
         revisions = read_revisions(folders) if s.preference_model else {}
@@ -112,7 +112,7 @@ def compare_runs(config: Mapping[str, Any], path: Path, force: bool, progress: P
         model = (
             load_model(s.judge, s.dtype, mesh, progress.say)
             if s.judge
-            else preference_model_of_run(Path(s.preference_model), mesh, progress.say)
+            else preference_model_of_run(storage.path(s.preference_model), mesh, progress.say)
         )
         made = _judged(s, model, mesh, constitution, undecided, workdir, progress)
         by_revision = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cai_jax import constitution as constitutions
+from cai_jax import storage
 from cai_jax.constitution import Constitution
 from cai_jax.conversation import Conversation
 from cai_jax.datasets import catalog, files, measure
@@ -226,12 +227,12 @@ def export_weights(arguments: list[str]) -> None:
       ToolError: the run has no such model, or the directory holds one.
     """
     parser = tool_parser("export-weights", "Write a run's model for other software to read.")
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--workdir", required=True, metavar="DIR")
     _stage_option(parser)
     _target_options(parser)
     options = parser.parse_args(arguments)
     _check_target(options)
-    model, start = model_of_run(options.workdir, options.stage, _say)
+    model, start = model_of_run(storage.path(options.workdir), options.stage, _say)
     _write(options.to, model, start)
 
 
@@ -242,7 +243,7 @@ def tool_parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 def _source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="a name, a .gguf or a directory")
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="of a run")
+    parser.add_argument("--workdir", metavar="DIR", help="of a run")
     _stage_option(parser)
 
 
@@ -267,7 +268,7 @@ def _model(options: argparse.Namespace) -> Model:
         if options.stage:
             raise ToolError("--stage belongs to --workdir; leave it out, or give --workdir=DIR.")
         return load_model(options.model, report=_say)
-    return model_of_run(options.workdir, options.stage, _say)[0]
+    return model_of_run(storage.path(options.workdir), options.stage, _say)[0]
 
 
 def _write(directory: Path, model: Model, source: str) -> None:

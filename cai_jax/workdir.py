@@ -7,17 +7,17 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from cai_jax import hosts
+from cai_jax import growing, hosts, replacing, storage
 from cai_jax.shards import write_atomically
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
@@ -31,12 +31,12 @@ class Workdir:
     """The folder of one run.
 
     Args:
-      path: made if it does not exist.
+      path: made if it does not exist; a folder, or gs://BUCKET/FOLDER.
       force: whether a stage that was made from something else is thrown away and made again.
     """
 
     def __init__(self, path: str | Path, force: bool = False):
-        self.path = Path(path)
+        self.path = storage.path(path)
         self.force = force
         self._notes: dict[str, Any] = {}
 
@@ -46,18 +46,22 @@ class Workdir:
         The run's config and environment are written there when a stage begins.
 
         Raises:
-          WorkdirError: it is not a folder, not writable, or the disk has too little room.
+          WorkdirError: it is not a folder, not writable, or its disk has too little room.
           HostsError: not all hosts see it.
         """
         probe = self.path / ".probe"
 
         def write() -> None:
+            if storage.in_bucket(probe):
+                return storage.put(probe, b"\0" * 4096)
             self.path.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"\0" * 4096)
 
         try:
             hosts.once(write)
         except OSError as error:
+            if storage.in_bucket(probe):
+                raise WorkdirError(f"workdir: {error}") from error
             raise WorkdirError(
                 f"workdir {self.path} cannot be written ({error.strerror}); choose another one or "
                 "mend its permissions."
@@ -65,7 +69,7 @@ class Workdir:
         seen = {f"what they see in the workdir {self.path}": str(list(self.path.glob(".probe")))}
         hosts.agree(seen, "give a --workdir on storage that all hosts share.")
         hosts.once(probe.unlink)
-        free = shutil.disk_usage(self.path).free
+        free = math.inf if storage.in_bucket(probe) else shutil.disk_usage(self.path).free
         if free < needed_bytes:
             raise WorkdirError(
                 f"workdir {self.path} has {free / 1e9:.1f} GB free and the run needs about "
@@ -82,19 +86,18 @@ class Workdir:
         Raises:
           WorkdirError: the folder holds the stage made from something else.
         """
-        self._settle(stage)
-        folder, removed = self.path / stage, self.path / f".{stage}.removed"
+        folder = self.path / stage
+        replacing.settle(folder)
         made_from = folder / "inputs.json"
         text = _json(inputs)
-        if made_from.exists() and made_from.read_text() != text:
-            difference = changed(json.loads(made_from.read_text()), json.loads(text))
+        if made_from.exists() and (found := made_from.read_text("utf-8")) != text:
+            difference = changed(json.loads(found), json.loads(text))
             if not self.force:
                 raise WorkdirError(
                     f"{folder} was made with another {difference}; give a new --workdir, or "
                     "--force to throw this stage away and make it again."
                 )
-            hosts.once(lambda: self._put_away(folder, removed))
-        hosts.once(lambda: shutil.rmtree(removed, ignore_errors=True))
+            replacing.throw_away(folder)
         if (folder / "done.json").exists():
             self._drop_checkpoints(stage)  # a kill may have come between the mark and the removal
             return False
@@ -105,53 +108,20 @@ class Workdir:
 
     def finish(self, stage: str, summary: dict[str, Any]) -> None:
         """Marks a stage as finished and drops the checkpoints that it no longer needs."""
+        growing.put_all()  # of which the first host alone has any
         _write(self.path / stage / "done.json", _json(summary))
         self._drop_checkpoints(stage)
 
-    @contextlib.contextmanager
-    def remade(self, stage: str) -> Iterator[Path]:
+    def remade(self, stage: str) -> contextlib.AbstractContextManager[Path]:
         """A copy of a stage's folder to change, which takes its place all at once.
 
         After a kill or an error the stage is as it was, or as it should become.
         """
-        self._settle(stage)
-        folder, removed = self.path / stage, self.path / f".{stage}.removed"
-        draft = self.path / f".{stage}.draft"
-        for old in (draft, removed):
-            shutil.rmtree(old, ignore_errors=True)
-        try:
-            shutil.copytree(folder, draft)
-            yield draft
-            draft.rename(self._successor(stage))
-            folder.rename(removed)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        self._settle(stage)
-        shutil.rmtree(removed, ignore_errors=True)
-
-    def _successor(self, stage: str) -> Path:
-        return self.path / f".{stage}.next"
-
-    def _put_away(self, folder: Path, removed: Path) -> None:
-        """Out of sight in one step: a kill in between must not leave half of an old stage."""
-        shutil.rmtree(removed, ignore_errors=True)
-        folder.rename(removed)
-
-    def _settle(self, stage: str) -> None:
-        """Ends a change of a stage's folder that a kill came into."""
-        folder, successor = self.path / stage, self._successor(stage)
-
-        def settle() -> None:
-            if successor.exists() and folder.exists():  # the old folder had not yet gone
-                shutil.rmtree(successor)
-            elif successor.exists():
-                successor.rename(folder)
-
-        hosts.once(settle)
+        return replacing.remade(self.path / stage)
 
     def require(self, stage: str, verb: str) -> None:
         """Raises WorkdirError unless a stage is finished."""
-        self._settle(stage)
+        replacing.settle(self.path / stage)
         if not (self.path / stage / "done.json").exists():
             raise WorkdirError(
                 f"{self.path} has no finished '{stage}'; run `cai-jax {verb}` with this workdir "
@@ -166,7 +136,10 @@ class Workdir:
 
     def _drop_checkpoints(self, stage: str) -> None:
         checkpoints = self.path / stage / "checkpoints"
-        hosts.once(lambda: shutil.rmtree(checkpoints, ignore_errors=True))
+        if storage.in_bucket(checkpoints):
+            hosts.once(lambda: storage.remove(checkpoints))
+        else:
+            hosts.once(lambda: shutil.rmtree(checkpoints, ignore_errors=True))
 
 
 def rl_stage(run: Path) -> str:

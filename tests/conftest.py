@@ -60,6 +60,26 @@ def finished(tiny_cache, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def served():
+    """The stand-in for a bucket, which this process and those that it starts reach."""
+    import fsspec
+    import gcs_stand_in
+
+    with gcs_stand_in.Store().serve() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        fsspec.config.set_conf_env(fsspec.config.conf)  # read once, when fsspec is imported
+        yield store
+
+
+@pytest.fixture
+def store(served):
+    """An empty bucket of that stand-in."""
+    served.clear()
+    return served
+
+
+@pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M-Instruct from the user's cache, fetched if need be."""
     try:

@@ -176,6 +176,9 @@ def test_status_logs_and_delete(project):
     assert code == 0 and "cai: ABSENT" in said and verbs(after) == ["describe"]
     code, _, after = call(project, "logs")
     assert code == 0 and "metrics.jsonl" in commands(after)[0]
+    bucket = "gs://my-bucket/x"
+    code, said, after = call(project, "logs", "--dry-run", WORKDIR=bucket)
+    assert code == 0 and said.startswith(f"gcloud storage cat {bucket}/") and not verbs(after)
     code, _, after = call(project, "delete")
     assert code == 0 and after["calls"][0][:2] == ["delete", "cai"]
 

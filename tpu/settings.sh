@@ -11,7 +11,7 @@ SLICES=${SLICES:-1}                         # more of the same TYPE, joined by t
 PROVISION=${PROVISION:-spot}                # spot, reserved or on-demand
 
 CONFIG=${CONFIG:-experiments/llama3_8b.py}
-WORKDIR=${WORKDIR:-}                        # a folder that all hosts share, such as a mounted bucket
+WORKDIR=${WORKDIR:-}                        # a folder that all hosts share, such as a mounted bucket, or gs://my-bucket/runs/x
 ARGS=${ARGS:-}                              # more for cai-jax run, such as --config.seed=1
 MOUNT=${MOUNT:-}                            # a bucket to mount at ~/bucket on every host, such as my-bucket
 PACKAGES=${PACKAGES:-.[tpu]}                # what pip installs of this project

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import NoReturn
 
+from cai_jax import storage
 from cai_jax.figures import (
     absolute_harmfulness,
     critiques,
@@ -66,13 +66,13 @@ def figures(arguments: list[str]) -> None:
         "preference model",
     )
     parser.add_argument("--runs", required=True, metavar="DIR,DIR", help="where the records are")
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="for the files")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="for the files")
     options = parser.parse_args(arguments)
     if options.figure not in FIGURES:
         raise FigureError(
             f"there is no figure {options.figure}; known are {', '.join(map(str, FIGURES))}."
         )
-    folders = [read(Path(run.strip())) for run in options.runs.split(",")]
+    folders = [read(storage.path(run.strip())) for run in options.runs.split(",")]
     stem = f"figure{options.figure}" if isinstance(options.figure, int) else options.figure
-    for path in FIGURES[options.figure](folders, options.workdir / stem):
+    for path in FIGURES[options.figure](folders, storage.path(options.workdir) / stem):
         print(path)

@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cai_jax import storage
 from cai_jax.evaluation.intervals import Interval
 from cai_jax.shards import write_atomically
 
@@ -87,7 +88,7 @@ def save(
             buffer = io.BytesIO()
             figure.savefig(buffer, format=ending[1:], dpi=DOTS_PER_INCH, metadata=metadata)
             contents[ending] = buffer.getvalue()
-    paths = [Path(f"{stem}{ending}") for ending in contents]
+    paths = [storage.path(f"{stem}{ending}") for ending in contents]
     for path, data in zip(paths, contents.values(), strict=True):
         write_atomically(path, data)
     return paths

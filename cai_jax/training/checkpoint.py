@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cai_jax import hosts, rng
+from cai_jax import growing, hosts, rng, storage
 
 PyTree = Any
 # The machine's fault, not the checkpoint's.
@@ -36,7 +36,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, keep: int):
-        self.directory = Path(directory).absolute()
+        self.directory = storage.absolute(storage.path(directory))
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep = keep
         self._manager = self._open()
@@ -65,6 +65,7 @@ class Checkpoints:
             state=ocp.args.PyTreeSave(state), document=ocp.args.JsonSave(document)
         )
         with _WriteErrors(self.directory):
+            growing.put_all()  # the rows of the steps that the checkpoint holds
             self._manager.wait_until_finished()
             # Without force it may decide, silently, that this step need not be saved.
             self._manager.save(step, args=items, force=True)
@@ -83,6 +84,7 @@ class Checkpoints:
         Raises:
           CheckpointError: a checkpoint holds other tensors, shapes or dtypes than the template
             (found out before anything is allocated), or every checkpoint is damaged.
+          StorageError: the bucket cannot be reached.
         """
         self._wait()
         steps = self.steps()
@@ -92,6 +94,8 @@ class Checkpoints:
             except (CheckpointError, *_NOT_DAMAGE):
                 raise
             except Exception as error:
+                if (away := storage.not_reached(self.directory, error)) is not None:
+                    raise away from error
                 self._set_aside(step, error)
         if steps:
             raise CheckpointError(
@@ -147,7 +151,7 @@ class Checkpoints:
             stacklevel=3,
         )
         self._manager.close()
-        hosts.once(lambda: (self.directory / str(step)).rename(damaged))
+        hosts.once(lambda: storage.move(self.directory / str(step), damaged))
         self._manager = self._open()
 
 
@@ -166,7 +170,7 @@ def save_params(directory: str | Path, params: PyTree, metadata: dict[str, Any])
     items = ocp.args.Composite(
         params=ocp.args.PyTreeSave(params), document=ocp.args.JsonSave(document)
     )
-    directory = Path(directory).absolute()
+    directory = storage.absolute(storage.path(directory))
     with _WriteErrors(directory), _params_checkpointer() as checkpointer:
         checkpointer.save(directory, args=items, force=True)
 
@@ -186,7 +190,7 @@ def load_params(
     Raises:
       CheckpointError: the folder is missing, damaged, or holds other tensors than `shardings`.
     """
-    directory = Path(directory).absolute()
+    directory = storage.absolute(storage.path(directory))
     if not directory.is_dir():
         raise CheckpointError(f"There are no saved parameters at {directory}.")
     try:
@@ -207,6 +211,8 @@ def load_params(
     except _NOT_DAMAGE:
         raise
     except Exception as error:
+        if (away := storage.not_reached(directory, error)) is not None:
+            raise away from error
         raise CheckpointError(
             f"The parameters saved at {directory} cannot be read ({_first_line(error)}); remove "
             f"{directory.parent} to make them again, or put a whole copy there."

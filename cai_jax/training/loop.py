@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cai_jax.shards import write_atomically
 from cai_jax.training import preemption
 from cai_jax.training.checkpoint import Checkpoints
 from cai_jax.training.metrics import MetricsLog
@@ -178,7 +180,9 @@ def save_batch(directory: Path, batch: PyTree) -> Path:
     }
     path = directory / "bad_batch.npz"
     if jax.process_index() == 0:
-        np.savez(path, **arrays)
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        write_atomically(path, content.getvalue())
     return path
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cai_jax import hosts
+from cai_jax import growing, hosts, storage
 
 
 class MetricsLog:
@@ -26,13 +25,17 @@ class MetricsLog:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = storage.path(path)
         self.perf_path = self.path.with_name("perf.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        for log in (self.path, self.perf_path):
+            growing.begin(log)
         self.truncate(math.inf)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one row, on disk when the first host returns (past a kill of its process).
+
+        In a bucket it is by the next checkpoint, or a minute later; see `cai_jax.growing`.
 
         Args:
           step: optimiser steps done, the one described included.
@@ -46,9 +49,7 @@ class MetricsLog:
         rest = {name: value for name, value in values.items() if name not in perf}
         for path, row in ((self.path, rest), (self.perf_path, perf)):
             if row:
-                # Opened anew each time: nothing lies in a buffer when the process is killed.
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": int(step), **row}) + "\n")
+                growing.append(path, json.dumps({"step": int(step), **row}) + "\n")
 
     def truncate(self, step: float) -> None:
         """Drops the rows past `step`, which a run continued from there will write again."""
@@ -61,7 +62,7 @@ class MetricsLog:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of `path`, in order; all hosts call it at the same place."""
-        hosts.once(lambda: None)  # what was written before is there
+        hosts.once(growing.put_all)  # what was written before is there
         return read(self.path)
 
 
@@ -80,24 +81,19 @@ def _number(value: Any) -> int | float | None:
 def _read(path: Path) -> list[tuple[dict[str, Any], str]]:
     """The whole lines of a log with what they say; it ends at the first that is not whole."""
     found = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            try:
-                row = json.loads(line)
-                whole = line.endswith("\n") and isinstance(row["step"], int)
-            except (ValueError, TypeError, KeyError):
-                whole = False
-            if not whole:
-                break
-            found.append((row, line))
+    for line in growing.read(path).splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+            whole = line.endswith("\n") and isinstance(row["step"], int)
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if not whole:
+            break
+        found.append((row, line))
     return found
 
 
 def _keep_steps(path: Path, last: float) -> None:
-    if not path.exists():
-        return
     text = "".join(line for row, line in _read(path) if row["step"] <= last)
-    if len(text.encode()) != path.stat().st_size:
-        new = path.with_name(path.name + ".new")
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
+    if text != growing.read(path):
+        growing.replace(path, text)

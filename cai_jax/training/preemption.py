@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cai_jax import growing
 from cai_jax.training.checkpoint import Checkpoints
 
 PyTree = Any
@@ -30,13 +31,19 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def ending() -> Iterator[None]:
-    """While open, SIGTERM raises Terminated in the main thread."""
+    """While open, SIGTERM raises Terminated in the main thread.
+
+    However it closes, logs in a bucket are then whole.
+    """
 
     def end(number, frame):
         raise Terminated("Stopped by SIGTERM")
 
     with _handler(end):
-        yield
+        try:
+            yield
+        finally:
+            growing.put_all()
 
 
 @contextlib.contextmanager
