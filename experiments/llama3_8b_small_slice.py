@@ -2,6 +2,7 @@
 
 Command:  cai-jax plan --config=experiments/llama3_8b_small_slice.py --topology=v5e-16
           cai-jax plan --config=experiments/llama3_8b_small_slice.py --topology=v6e-8
+          cai-jax run --config=experiments/llama3_8b_small_slice.py --workdir=DIR --config.model=DIR
 Hardware: what `plan` finds large enough (docs/plan.md).
 Time:     not measured; a run has not been made.
 Expect:   less memory at some cost: the optimisers' moments in bfloat16, PPO's value function a head
