@@ -21,9 +21,10 @@ MESHES = {
     "slices, sequence": (2, 1, 1, 2, 2),  # along sequence all do the same
     "processes": (1, 2, 1, 1, 2),
 }
+KERNEL = {"kernel": None, "kernel, 4x2": MESHES["4x2"]}  # the last to run: it stays
 
 PROGRAM = """
-    import dataclasses, json, sys
+    import dataclasses, functools, json, sys
 
     from cai_jax import hosts
     from cai_jax.mesh import MESH_AXES, ROWS, make_mesh, place
@@ -33,8 +34,8 @@ PROGRAM = """
     from fakes import tiny_model
     from jax.sharding import PartitionSpec
 
-    from cai_jax.decoding import Engine, bursts
-    from cai_jax.models import kv_cache
+    from cai_jax.decoding import Engine, bursts, reading
+    from cai_jax.models import cached, slot_attention
     from cai_jax.script import Choose, Force, Sample, Script
 
     model = tiny_model(vocab_size=264, heads=8, kv_heads=4)
@@ -59,9 +60,12 @@ PROGRAM = """
     bursts.decode = watched
     scripts = [script(n) for n in range(12)]
     for name, shape in json.loads(sys.argv[1]).items():
-        if name == "reads first":
-            kv_cache.reads_first = lambda mesh: True
-            decode.clear_cache()
+        if "kernel" in name:
+            cached.by_kernel = reading.by_kernel = lambda mesh: True
+            for module, attend in ((cached, "decode_attention"), (reading, "read_attention")):
+                kernel = functools.partial(getattr(slot_attention, attend), interpret=True)
+                setattr(module, attend, kernel)
+            jax.clear_caches()
         mesh = shape and make_mesh(dict(zip(MESH_AXES, shape)))
         engine = Engine(dataclasses.replace(model, params=place(model.params, mesh)), 8, 128)
         layouts.clear()
@@ -96,7 +100,7 @@ def read(process):
 def found(tiny_cache):
     """Name -> Transcripts as dicts; of each process's own."""
     here = {name: shape for name, shape in MESHES.items() if name != "processes"}
-    one = {"one": None} | here | {"reads first": None}
+    one = {"one": None} | here | KERNEL
     found = read(start(one, 8, tiny_cache))
     both = {"processes": MESHES["processes"]}
     pair = [start(both, 2, tiny_cache, **joined) for joined in processes.two()]
@@ -104,9 +108,9 @@ def found(tiny_cache):
     return found | {"processes": first, "the other process": second}
 
 
-@pytest.mark.parametrize("name", [*MESHES, "the other process", "reads first"])
+@pytest.mark.parametrize("name", [*MESHES, "the other process", *KERNEL])
 def test_the_transcripts_are_those_of_one_device(found, name):
-    """On meshes; and in the order of reading and writing that is a TPU's."""
+    """On meshes; and by the kernel that attends to slots on TPU, interpreted."""
     assert len(found["one"]) == 12
     for a, b in zip(found["one"], found[name], strict=True):
         for x, y in zip(a["segments"], b["segments"], strict=True):

@@ -21,6 +21,7 @@ from cai_jax.models import kv_cache
 from cai_jax.models.cached import Prefix, block, embedded, final_logits, project
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.kv_cache import KVCache
+from cai_jax.models.slot_attention import by_kernel, read_attention
 from cai_jax.models.tiles import Tiles, among, tiled_attention
 from cai_jax.models.transformer import Params
 
@@ -160,7 +161,10 @@ def _written(held, k, v, packed, mesh):
 
 
 def _attended(q, held, shared, slots, tiles, mesh, before=None):
-    """`tiled_attention`, on a mesh by every device through all rows of its heads."""
+    """`read_attention` on TPU; else `tiled_attention`, on a mesh by every device through all rows
+    of its heads."""
+    if by_kernel(mesh):
+        return read_attention(q, held, shared, slots, tiles, before, mesh)
     if mesh is not None:
         held = kv_cache.pick_layer(held, slots, held[1].shape[2])
         held = jax.tree.map(lambda a: constrain(a, mesh, "kv_heads"), held)

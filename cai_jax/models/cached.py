@@ -25,6 +25,7 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.experts import mixture
 from cai_jax.models.kv_cache import KVCache
 from cai_jax.models.layers import rotary_angles
+from cai_jax.models.slot_attention import by_kernel, decode_attention
 from cai_jax.models.transformer import Params
 
 Kept = TypeVar("Kept")
@@ -253,11 +254,6 @@ def shared_part(shared: tuple[jax.Array, jax.Array, jax.Array] | None) -> tuple[
     return (Part(k[:, 0], v[:, 0], (jnp.arange(v.shape[2]) < length)[None, None]),)
 
 
-def new_part(k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
-    """New keys and values [K, R, W, C] as a part to attend to."""
-    return Part(k.swapaxes(2, 3), v, mask)
-
-
 def attend_and_write(
     own: KVCache,
     prefix: Prefix | None,
@@ -281,16 +277,11 @@ def attend_and_write(
       [R, K, G, C], and the layer's keys and values with the new ones.
     """
     rows, number = jnp.arange(len(at)), jnp.arange(own.length)
-    held, shared = (own.k[layer], own.v[layer]), shared_part(prefix and prefix.layer(layer))
-    q = q.swapaxes(0, 1)[:, :, None]
-    if kv_cache.reads_first(mesh):
-        one = new_part(*(x.swapaxes(0, 1)[:, :, None] for x in (k, v)), jnp.ones((1, 1, 1), bool))
-        earlier = Part(*held, (number < at[:, None])[:, None])
-        out = cached_attention(q, (*shared, earlier, one))
-        # Nothing else tells the compiler that the cache is read before it is written.
-        out, k, v = jax.lax.optimization_barrier((out, k, v))
-        held = kv_cache.write(held, (k, v), rows, places)
-    else:
-        held = kv_cache.write(held, (k, v), rows, places)
-        out = cached_attention(q, (*shared, Part(*held, (number <= at[:, None])[:, None])))
+    shared = prefix and prefix.layer(layer)
+    held = kv_cache.write((own.k[layer], own.v[layer]), (k, v), rows, places)
+    if by_kernel(mesh):
+        seen = jnp.where(places == at, at + 1, 0)  # nothing in a row that keeps nothing
+        return decode_attention(q, held, shared, seen, mesh), held
+    own_part = Part(*held, (number <= at[:, None])[:, None])
+    out = cached_attention(q.swapaxes(0, 1)[:, :, None], (*shared_part(shared), own_part))
     return out[:, :, 0].swapaxes(0, 1), held

@@ -72,17 +72,6 @@ def constrained(cache: Cached, mesh: jax.sharding.Mesh | None) -> Cached:
     return jax.tree.map(lambda x: constrain(x, mesh, *AXES), cache)
 
 
-def reads_first(mesh: jax.sharding.Mesh | None) -> bool:
-    """Whether a decode step reads a layer's cache before it writes the new token to it.
-
-    On TPU, where XLA reads a layer through on-chip memory: written there, the whole layer is
-    carried back (a fifth more bytes a step of an 8B model). On
-    CPU the copies come of reading first.
-    """
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return platform == "tpu"
-
-
 def token_bytes(config: ModelConfig, dtype: jnp.dtype) -> int:
     """Bytes that one token takes in all layers."""
     return 2 * config.layers * config.kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
