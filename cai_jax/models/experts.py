@@ -1,7 +1,8 @@
 """A layer's experts: each token goes through the few that its router chooses (arXiv 2401.04088).
 
 No token is dropped and none is padded: the tokens of a device are sorted by expert, and each
-expert's product is with as many of them as chose it.
+expert's product is with as many of them as chose it. No loss balances the experts: what is trained
+here was balanced when it was pretrained.
 """
 
 from __future__ import annotations
