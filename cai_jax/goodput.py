@@ -154,12 +154,13 @@ def sentences(found: WallTime) -> list[str]:
     processes = f"{found.processes} processes" if found.processes > 1 else "one process"
     first = "" if found.first_step is None else f", the first step after {found.first_step:.0f} s"
     if found.before_first_step:
-        spent = dict(found.before_first_step)
-        spent["loading and running"] = max(0.0, found.first_step - sum(spent.values()))
-        first += f" ({', '.join(f'{name} {seconds:.0f}' for name, seconds in spent.items())})"
+        before = dict(found.before_first_step)
+        before["loading and running"] = max(0.0, found.first_step - sum(before.values()))
+        first += f" ({', '.join(f'{name} {seconds:.0f}' for name, seconds in before.items())})"
+    spent = {name: value for name, value in found.parts.items() if value}
+    training = f"; in training {shares(spent)}" if spent else ""
     return [
         f"wall time {minutes}:{seconds:02d} in {processes}{first}: {shares(found.stages)}, "
         f"starts and restarts {found.unfinished / found.total:.0%}",
-        f"  of it compiling {found.compiling / found.total:.0%}; in training "
-        f"{shares({k: v for k, v in found.parts.items() if v})}",
+        f"  of it compiling {found.compiling / found.total:.0%}{training}",
     ]

@@ -73,7 +73,8 @@ def test_a_process_notes_its_stages_and_what_it_compiled(tmp_path):
         "starting": pytest.approx(8, abs=0.5),
         "compiling": pytest.approx(noted[1]["compile_seconds"], abs=1),
     }
-    (line, _) = goodput.sentences(found)
+    line, more = goodput.sentences(found)
+    assert more.endswith("%")  # no stage has trained
     assert re.search(
         r"first step after \d+ s \(starting 8, compiling \d, loading and running \d+\)", line
     )
