@@ -42,6 +42,7 @@ TINY = """
     revise.rounds=1 revise.few_shots=1 revise.response_tokens=6 revise.critique_tokens=6
     revise.revision_tokens=6 revise.helpful_samples=1
     finetune.epochs=1 finetune.batch_size=1 finetune.length=128
+    finetune.microbatches=1 preference_model.microbatches=1 ppo.microbatches=1 dpo.microbatches=1
     compare.response_tokens=6 compare.few_shots=0 compare.chain_tokens=6
     preference_model.epochs=1 preference_model.batch_size=2 preference_model.length=512
     ppo.updates=1 ppo.batch_size=4 ppo.minibatches=2 ppo.prompt_tokens=64 ppo.response_tokens=6
