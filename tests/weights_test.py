@@ -47,10 +47,11 @@ def random_params(config, seed=0):
     rng = np.random.default_rng(seed)
 
     def read(name):
-        row = next(r for r in names.rows(config) if name in names.file_names(r, config, "gguf"))
+        of = lambda row: names.file_names(row, config, "hugging_face")  # noqa: E731
+        row = next(row for row in names.rows(config) if name in of(row))
         return rng.normal(size=names.file_shape(row, config)).astype(np.float32)
 
-    return names.assemble(config, "gguf", read)
+    return names.assemble(config, "hugging_face", read)
 
 
 def leaves(tree, path=""):
@@ -250,6 +251,20 @@ def test_round_trip_with_biases_and_scaled_positions(tmp_path):
     config, read, *_ = read_directory(tmp_path / "m")
     assert config == BIASED
     assert_same(read, params)
+
+
+def test_round_trip_with_experts_and_no_sliding_window(tmp_path):
+    config = dataclasses.replace(CONFIG, experts=3, experts_per_token=2)
+    params = random_params(config)
+    assert params["layers"]["experts_down"]["kernel"].shape == (2, 3, 64, 32)
+    write_directory(tmp_path / "m", config, params, BytesTokenizer(), TEMPLATE)
+    found, read, *_ = read_directory(tmp_path / "m")
+    assert found == config
+    assert_same(read, params)
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sliding_window": 4096}))
+    with pytest.raises(WeightsError, match="sliding_window = 4096, and only None"):
+        read_directory(tmp_path / "m")
 
 
 def test_directory_in_bfloat16_and_shards(directory):
