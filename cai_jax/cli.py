@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 from cai_jax.command_config import UsageError, defaults_of, parse
 
@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE)
         return 0 if arguments else 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _threads_for_virtual_devices(os.environ)
     verb, rest = arguments[0], arguments[1:]
     try:
         if verb == "figures" and any(word.startswith("--figure") for word in rest):
@@ -261,6 +262,21 @@ def _meet(config, workdir: str) -> None:
         "how many devices they have": str(jax.local_device_count()),
     }
     hosts.agree(facts, "start the same command, from the same code, on hosts of one kind.")
+
+
+def _threads_for_virtual_devices(environment: MutableMapping[str, str]) -> None:
+    """Gives XLA for CPU threads enough for the devices that it is told to make of one.
+
+    A thread that meets the other devices' waits for them. XLA has as many threads as there are
+    cores or devices, and with a model of 135M parameters on 4 devices of 2 cores all of them waited
+    and none was left to bring the last device to the meeting.
+    """
+    asked = re.search(
+        r"xla_force_host_platform_device_count=(\d+)", environment.get("XLA_FLAGS", "")
+    )
+    devices = int(asked[1] if asked else environment.get("JAX_NUM_CPU_DEVICES") or 1)
+    if devices > 1:
+        environment.setdefault("NPROC", str(4 * devices))  # what XLA takes for the number of cores
 
 
 def keep_compiled_programs() -> None:

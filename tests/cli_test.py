@@ -396,3 +396,18 @@ def test_an_argument_of_a_config_that_it_does_not_know(capsys, tmp_path):
     flag = f"--config={tiny_run.ROOT}/experiments/quickstart.py:huge"
     said = complaint(capsys, "run", flag, f"--workdir={tmp_path}")
     assert "quickstart.py:huge is unknown" in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({}, None),
+        ({"XLA_FLAGS": "--xla_a=1 --xla_force_host_platform_device_count=4"}, "16"),
+        ({"JAX_NUM_CPU_DEVICES": "8"}, "32"),
+        ({"JAX_NUM_CPU_DEVICES": "8", "NPROC": "3"}, "3"),
+    ],
+)
+def test_virtual_devices_get_threads_enough_to_meet(environment, threads):
+    """With too few of them a run ends with XLA's "Termination timeout", now and then."""
+    cli._threads_for_virtual_devices(environment)
+    assert environment.get("NPROC") == threads
