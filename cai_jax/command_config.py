@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,9 @@ def parse(arguments: list[str], needs_workdir: bool = True):
         try:
             config, values = _parsed(arguments)
         except flags.Error as error:
-            raise UsageError(f"{_sentence(error)}.") from error
+            said = re.sub(r"invalid literal.*: ('.*')", r"\1 is no whole number", _sentence(error))
+            said = re.sub(r"could not convert.*: ('.*')", r"\1 is no number", said)
+            raise UsageError(f"{said}.") from error
     finally:
         for folder in folders:
             sys.path.remove(folder)
