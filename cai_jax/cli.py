@@ -119,6 +119,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     launched = time.time()
     config, workdir, force = parse(arguments)
     from cai_jax import pipeline, report
+    from cai_jax.decoding.stats import total
     from cai_jax.goodput import Ledger, sentences, wall_time
     from cai_jax.memory import give_back
     from cai_jax.progress import Progress
@@ -163,7 +164,7 @@ def _run(verb: str, arguments: list[str]) -> None:
             report.table(run)
         ledger.end(progress.first_step)
         if verb == "run":
-            for line in sentences(wall_time(run.workdir.path)):
+            for line in sentences(wall_time(run.workdir.path), total(run.workdir.path)):
                 progress.say(line)
 
 

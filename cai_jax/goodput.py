@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from cai_jax import growing, hosts
+from cai_jax.decoding.stats import Stats
 from cai_jax.training import metrics
 
 FILE = "wall_time.jsonl"
@@ -144,8 +145,8 @@ def wall_time(workdir: Path) -> WallTime:
     )
 
 
-def sentences(found: WallTime) -> list[str]:
-    """What the run says at its end."""
+def sentences(found: WallTime, decoded: Stats) -> list[str]:
+    """What the run says at its end, of its time and of what decoding did in it."""
 
     def shares(named: dict[str, float]) -> str:
         return ", ".join(f"{name} {value / found.total:.0%}" for name, value in named.items())
@@ -163,4 +164,20 @@ def sentences(found: WallTime) -> list[str]:
         f"wall time {minutes}:{seconds:02d} in {processes}{first}: {shares(found.stages)}, "
         f"starts and restarts {found.unfinished / found.total:.0%}",
         f"  of it compiling {found.compiling / found.total:.0%}{training}",
+        *([_of_decoding(decoded)] if decoded.seconds else []),
     ]
+
+
+def _of_decoding(decoded: Stats) -> str:
+    parts = {
+        "reading": decoded.read_seconds,
+        "sampling": decoded.sample_seconds,
+        "choosing": decoded.score_seconds,
+    }
+    spent = ", ".join(f"{name} {part / decoded.seconds:.0%}" for name, part in parts.items())
+    return (
+        f"decoding {decoded.seconds:.0f} s: {spent}; {decoded.sampled:,} tokens sampled, "
+        f"{decoded.tokens_per_second:.0f} a second, slots {decoded.occupancy:.0%} busy; of "
+        f"{decoded.read + decoded.shared + decoded.forked:,} tokens to read {decoded.spared:.0%} "
+        "were there already"
+    )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 
 from cai_jax.decoding import Engine
+from cai_jax.decoding.stats import Stats
 from cai_jax.mesh import make_mesh, row_ways
 from cai_jax.settings import ConfigError, EngineSize, MeshShape, RunSettings
 from cai_jax.weights.load import Model
 
 
-def engine_of(size: EngineSize, model: Model) -> Engine:
-    """An engine of the configured size for a model."""
+def engine_of(
+    size: EngineSize, model: Model, report: Callable[[Stats], None] | None = None
+) -> Engine:
+    """An engine of the configured size for a model; `report` gets the counts of each run."""
     memory = int(size.memory_gb * 1e9) or None
-    return Engine(model, size.slots, size.max_length, memory, size.few_sizes)
+    return Engine(model, size.slots, size.max_length, memory, size.few_sizes, report)
 
 
 def mesh_of_shape(shape: MeshShape) -> jax.sharding.Mesh | None:

@@ -34,7 +34,7 @@ def revise(run: Run) -> None:
     folder, s = run.workdir.path / "revise", run.settings.revise
     if not run.workdir.begin("revise", run.inputs("revise")):
         return _skipped(run, "critique and revision")
-    engine, form = run.engine(), run.initial.format
+    engine, form = run.engine("revise"), run.initial.format
     shown = 0
     with run.progress.stage("critique and revision", len(run.data.red_team), "prompts") as bar:
 
@@ -87,14 +87,14 @@ def compare(run: Run) -> None:
     sl_cai = run.params_of("finetune")
     with run.progress.stage("pairs of responses", len(rows), "prompts") as bar:
         responses = ai_feedback.sample_pairs(
-            s, run.engine(sl_cai), run.initial.format, rows, folder / "responses",
+            s, run.engine("compare", sl_cai), run.initial.format, rows, folder / "responses",
             run.settings.seed, run.provenance, counter(bar),
         )  # fmt: skip
     del sl_cai
     judge = run.feedback
     with run.progress.stage("AI feedback", len(ai_feedback.pairs_of(responses)), "pairs") as bar:
         comparisons = ai_feedback.compare(
-            s, run.engine(model=judge), judge.format, run.constitution, responses,
+            s, run.engine("compare", model=judge), judge.format, run.constitution, responses,
             folder / "comparisons", run.settings.seed, f"{judge.name}@{judge.fingerprint}",
             run.provenance, counter(bar),
         )  # fmt: skip
@@ -159,7 +159,7 @@ def train_rl(run: Run) -> None:
         run.workdir.require(stage, "train-pm")
     if not run.workdir.begin("ppo", run.inputs("ppo")):
         return _skipped(run, "PPO")
-    engine = run.engine()
+    engine = run.engine("ppo")
     rows = run.data.red_team + run.data.helpful
     form = run.initial.format
     kept = len(ppo.fitting(s, engine.tokenizer, form, rows))
@@ -193,7 +193,7 @@ def train_rl(run: Run) -> None:
 
 def _judge(run: Run) -> Judge:
     """The feedback model as PPO asks it for ratings, in the form in which it labels."""
-    engine = run.engine(model=run.feedback)
+    engine = run.engine("ppo", model=run.feedback)
     params, engine.params = engine.params, None
     return Judge(engine, params, run.rating_format(), run.constitution, run.settings.seed)
 

@@ -96,8 +96,8 @@ def _label_quality(run: Run, mode: str, folder: Path) -> dict[str, Interval]:
         title = f"label accuracy, {mode.replace('_', ' ')}"
         with run.progress.stage(title, 2 * len(pairs), "askings") as bar:
             labels = ai_feedback.label_pairs(
-                settings, run.engine(model=judge), judge.format, run.constitution, pairs,
-                run.settings.seed, counter(bar),
+                settings, run.engine("evaluation", model=judge), judge.format, run.constitution,
+                pairs, run.settings.seed, counter(bar),
             )  # fmt: skip
         rows = [dataclasses.asdict(label) for label in labels]
         run.workdir.write_json(f"evaluation/labels-{mode}.json", rows)

@@ -13,7 +13,7 @@ from cai_jax import hosts
 from cai_jax.conversation import PaperFormat
 from cai_jax.datasets import prompts as shipped
 from cai_jax.datasets.prompts import PromptRow
-from cai_jax.decoding import Engine
+from cai_jax.decoding import Engine, stats
 from cai_jax.decoding.rate import check_room
 from cai_jax.encoding import prompt_tokens
 from cai_jax.machine import check_batches, engine_of, mesh_of_shape
@@ -133,9 +133,16 @@ class Run:
         self._models.clear()
         return jax.tree.map(lambda x: x.astype("float32"), model.params)
 
-    def engine(self, params: Params | None = None, model: Model | None = None) -> Engine:
-        """An engine of the configured size for the initial model's shape, or another model."""
-        engine = engine_of(self.settings.engine, model or self.initial)
+    def engine(
+        self, stage: str, params: Params | None = None, model: Model | None = None
+    ) -> Engine:
+        """An engine of the configured size for the initial model's shape, or another model.
+
+        Args:
+          stage: whose folder gets a row of what each run of the engine did.
+        """
+        log = self.workdir.path / stage / stats.FILE
+        engine = engine_of(self.settings.engine, model or self.initial, partial(stats.keep, log))
         if params is not None:
             engine.params = params
         return engine

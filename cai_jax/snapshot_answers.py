@@ -46,7 +46,7 @@ def answer(run: Run, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             title = f"answers of {names[snapshot]}"
             with run.progress.stage(title, len(rows) * s.samples, "answers") as bar:
                 answers = snapshots.answer(
-                    s, snapshot, run.engine(params), model.format, model.params, rows,
+                    s, snapshot, run.engine("evaluation", params), model.format, model.params, rows,
                     run.settings.seed, run.provenance, counter(bar),
                 )  # fmt: skip
             nats, tokens = snapshots.perplexities(
@@ -71,8 +71,8 @@ def _best_of(run: Run, title: str) -> tuple[list[snapshots.Answer], list[snapsho
     more = dataclasses.replace(s, samples=s.samples * s.best_of)
     with run.progress.stage(f"answers of {title}", len(rows) * more.samples, "answers") as bar:
         found = snapshots.answer(
-            more, BEST_OF, run.engine(run.params_of("finetune")), model.format, model.params, rows,
-            run.settings.seed, run.provenance, counter(bar), stream="best of n",
+            more, BEST_OF, run.engine("evaluation", run.params_of("finetune")), model.format,
+            model.params, rows, run.settings.seed, run.provenance, counter(bar), stream="best of n",
         )  # fmt: skip
     pm = run.params_of("preference_model")
     return snapshots.best_of(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from cai_jax import goodput
+from cai_jax.decoding.stats import Stats
 
 
 def rows(*found):
@@ -49,7 +50,15 @@ def test_time_is_counted_once_and_not_between_commands(workdir):
     assert found.stages == {"revise": 18.0, "finetune": 20.0} and found.compiling == 7.0
     assert found.parts["input"] == 2.0 and found.parts["checkpoint"] == 3.0
     assert found.unfinished == 90.0 - 38.0 and found.first_step is None
-    line, more = goodput.sentences(found)
+    decoded = Stats(
+        sampled=1200, rows_computed=1000, rows_used=930, read=300, shared=500, forked=200,
+        read_seconds=1.0, sample_seconds=3.0,
+    )  # fmt: skip
+    line, more, decoding = goodput.sentences(found, decoded)
+    assert decoding == (
+        "decoding 4 s: reading 25%, sampling 75%, choosing 0%; 1,200 tokens sampled, 300 a second, "
+        "slots 93% busy; of 1,000 tokens to read 70% were there already"
+    )
     assert line.startswith("wall time 1:30 in 3 processes: revise 20%, finetune 22%, starts and")
     assert more.endswith("compiling 8%; in training checkpoint 3%, input 2%")
 
@@ -73,7 +82,7 @@ def test_a_process_notes_its_stages_and_what_it_compiled(tmp_path):
         "starting": pytest.approx(8, abs=0.5),
         "compiling": pytest.approx(noted[1]["compile_seconds"], abs=1),
     }
-    line, more = goodput.sentences(found)
+    line, more = goodput.sentences(found, Stats())
     assert more.endswith("%")  # no stage has trained
     assert re.search(
         r"first step after \d+ s \(starting 8, compiling \d, loading and running \d+\)", line

@@ -167,7 +167,7 @@ def left_by(workdir: Path) -> dict[str, bytes]:
     for file in sorted(workdir.rglob("*")):
         name = file.relative_to(workdir).as_posix()
         kept = file.suffix in (".jsonl", ".json", ".csv")
-        kept = kept and file.name not in ("perf.jsonl", "wall_time.jsonl")
+        kept = kept and file.name not in ("perf.jsonl", "decoding.jsonl", "wall_time.jsonl")
         if file.is_file() and kept and "/params/" not in name:
             found[name] = file.read_bytes()
     for folder in sorted(workdir.glob("*/params")):

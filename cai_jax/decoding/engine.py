@@ -42,6 +42,7 @@ class Engine:
         max_length: int = 1024,
         memory_bytes: int | None = None,
         few_sizes: bool = False,
+        report: Callable[[Stats], None] | None = None,
     ):
         """Sets sizes; the cache is made when a run starts.
 
@@ -53,11 +54,12 @@ class Engine:
             is free when a run starts.
           few_sizes: pad calls to fewer sizes, so that less is compiled and more computed: faster
             where few Scripts run.
+          report: called with the counts of each run at its end.
         """
         self.config, self.tokenizer = model.config, model.tokenizer
         self.params = model.params
         self.slots, self.max_length, self.memory_bytes = slots, max_length, memory_bytes
-        self.few_sizes = few_sizes
+        self.few_sizes, self.report = few_sizes, report
         self.dtype = jax.tree.leaves(model.params)[0].dtype
         self.limits = read_limits(min(SHORTEST, max_length), max_length)
         self.stats = Stats()
@@ -145,6 +147,8 @@ class Engine:
                 on_finish(transcript)
             if progress:
                 progress(done, len(running))
+        if self.report:
+            self.report(self.stats)
         return transcripts
 
     def _compile(self, scripts: list[Script]) -> list[Program]:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import time
+from pathlib import Path
+
+from cai_jax import growing, hosts
+
+FILE = "decoding.jsonl"  # of a stage: a row a run of the engine
 
 
 @dataclasses.dataclass
@@ -44,7 +52,38 @@ class Stats:
         return self.rows_used / max(self.rows_computed, 1)
 
     @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return self.read_seconds + self.sample_seconds + self.score_seconds
+
+    @property
     def tokens_per_second(self) -> float:
         """Sampled tokens a second of the whole run."""
-        seconds = self.read_seconds + self.sample_seconds + self.score_seconds
-        return self.sampled / max(seconds, 1e-9)
+        return self.sampled / max(self.seconds, 1e-9)
+
+    @property
+    def spared(self) -> float:
+        """Share of the forced tokens whose keys and values were there already."""
+        spared = self.shared + self.forked
+        return spared / max(spared + self.read, 1)
+
+
+def keep(log: Path, stats: Stats) -> None:
+    """Adds a run's counts to a log; of several hosts the first does."""
+    if hosts.first():
+        row = {"at": time.time(), **dataclasses.asdict(stats)}
+        growing.append(log, json.dumps(row) + "\n")
+
+
+def total(workdir: Path) -> Stats:
+    """What the logs of all stages add up to, without lines that are not whole; slots are the most
+    that there were."""
+    found = Stats()
+    for log in sorted(workdir.glob(f"*/{FILE}")):
+        for line in growing.read(log).splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                for field in dataclasses.fields(Stats):
+                    parts = getattr(found, field.name), row[field.name]
+                    setattr(found, field.name, max(parts) if field.name == "slots" else sum(parts))
+    return found
