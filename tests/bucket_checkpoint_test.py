@@ -87,6 +87,24 @@ def test_a_bucket_out_of_reach_is_no_damage(saved):
     assert same(checkpoints.restore(state(0))[0], state(3))
 
 
+@pytest.mark.parametrize("status", [0, 503])
+def test_a_short_outage_is_waited_for(store, status):
+    """By each of the clients that write or read a checkpoint."""
+    left = 0
+
+    def fault(method, path):
+        nonlocal left
+        left -= 1
+        return status if left >= 0 else None
+
+    store.fault = fault
+    checkpoints, left = opened(), 3
+    checkpoints.save(1, state(1), {})
+    left = 3
+    found, _ = checkpoints.restore(state(0))
+    assert same(found, state(1)) and left < 0
+
+
 def test_params_are_replaced(store):
     folder = storage.path(f"gs://{BUCKET}/run/finetune/params")
     with pytest.raises(CheckpointError, match="no saved parameters"):
