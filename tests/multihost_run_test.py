@@ -119,15 +119,11 @@ def test_so_it_does_with_the_workdir_in_a_bucket(experiment, alone, tiny_cache, 
 
 def test_an_outage_of_the_bucket_is_a_restart(experiment, alone, tiny_cache, store, tmp_path):
     """Of one stage, by two processes; the store refuses once to take the second shard."""
-    run, refused = f"gs://{BUCKET}/stage", []
-
-    def fault(method, path):
-        if method == "GET" or "00001-of-00002.jsonl" not in path or refused:
-            return None
-        refused.append(path)
-        return 507  # of those that the client does not ask again after
-
-    store.fault = fault
+    run, due = f"gs://{BUCKET}/stage", []
+    first = "stage/revise/revisions/00000-of-00002.jsonl"
+    store.on_put = lambda name: due.append(name) if name == first else None
+    # 507 is of those that the client does not ask again after.
+    store.fault = lambda method, path: due.pop() and 507 if method == "POST" and due else None
     code = anywhere(experiment, run, tiny_cache, verb="revise").wait(timeout=400)
     log = log_of(experiment, run).read_text()
     assert code == 0, log[-3000:]
