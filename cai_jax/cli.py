@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, MutableMapping
 
+from cai_jax import outages, storage
 from cai_jax.command_config import UsageError, defaults_of, parse
 
 USAGE = """cai-jax: Constitutional AI, from a constitution to an assistant.
@@ -63,7 +64,10 @@ CURVES = ("tensorboard", "wandb")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns the exit code, 2 where the user has something to mend."""
+    """Runs a command; returns the exit code.
+
+    2 where the user has something to mend, 75 where the same command may do better later.
+    """
     if argv is None:
         from cai_jax.memory import with_huge_pages
 
@@ -105,11 +109,13 @@ def main(argv: list[str] | None = None) -> int:
         said = str(stopped) or "Stopped"
         print(f"\n{said}; run the same command again to continue.", file=sys.stderr)
         return getattr(stopped, "exit_code", 130)
-    except (ValueError, OSError) as error:
-        if os.environ.get("CAI_JAX_TRACEBACK"):
+    except Exception as error:
+        explained = storage.explained(error)
+        code = outages.exit_code(explained)
+        if code == 1 or os.environ.get("CAI_JAX_TRACEBACK"):
             raise
-        print(f"cai-jax: {error}", file=sys.stderr)
-        return 2
+        print(f"cai-jax: {explained}", file=sys.stderr)
+        return code
     return 0
 
 
@@ -118,7 +124,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         return _relabel([a for a in arguments if a != "--relabel"])
     launched = time.time()
     config, workdir, force = parse(arguments)
-    from cai_jax import pipeline, report
+    from cai_jax import hosts, pipeline, report
     from cai_jax.decoding.stats import total
     from cai_jax.goodput import Ledger, sentences, wall_time
     from cai_jax.memory import give_back
@@ -136,7 +142,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         evaluate = None
     if evaluate:
         _meet(config, workdir)
-        with ending(), Progress() as progress:
+        with hosts.leaving(), ending(), Progress() as progress:
             return evaluate(config, workdir, force, progress)
     settings = run_settings(config)
     _meet(config, workdir)
@@ -150,7 +156,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         "figures": report.figures,
     }
     defaults = defaults_of(arguments) if verb == "run" else None
-    with ending(), Progress() as progress:
+    with hosts.leaving(), ending(), Progress() as progress:
         if defaults is not None:
             for line in differences(config.to_dict(), defaults):
                 progress.say(line)
@@ -184,6 +190,7 @@ def _alone(verb: str, arguments: list[str]) -> None:
     from cai_jax import (
         generate_prompts,
         harmfulness_scores,
+        hosts,
         human_preferences,
         label_ablation,
     )
@@ -198,7 +205,7 @@ def _alone(verb: str, arguments: list[str]) -> None:
         "human-preferences": human_preferences.run,
     }
     _meet(config, workdir)
-    with ending(), Progress() as progress:
+    with hosts.leaving(), ending(), Progress() as progress:
         runs[verb](config, Workdir(workdir, force), progress)
 
 

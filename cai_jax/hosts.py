@@ -22,15 +22,26 @@ import jax
 # The service has no public name; Orbax reaches it in the same place.
 from jax._src import distributed
 
+from cai_jax import outages, storage
+
 START_SECONDS = 300  # for all hosts to start
 MEET_SECONDS = 60  # for all hosts to come as far as the first, before compute
 WRITE_SECONDS = 1800  # for the first host to come to a file and write it
+LEAVE_SECONDS = 20  # for a host that failed to end as Python does, before it is made to
 REMINDED = 30  # seconds of waiting after which a host says what for
 _turns = itertools.count()
 
 
 class HostsError(ValueError):
-    """Hosts that cannot go on together; the message names the odd one."""
+    """Hosts that cannot go on together; the message names the odd one.
+
+    Attributes:
+      exit_code: that of the host that is to blame; outages.AGAIN where it is lost.
+    """
+
+    def __init__(self, message: str, exit_code: int = 2):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def start() -> None:
@@ -104,7 +115,8 @@ def agree(facts: Mapping[str, str], remedy: str) -> None:
         except jax.errors.JaxRuntimeError as error:
             raise HostsError(
                 f"host {number} of {count()} has not come as far as this one in {MEET_SECONDS} "
-                "seconds; its own log says why."
+                "seconds; its own log says why.",
+                outages.AGAIN,
             ) from error
         found.append(json.loads(text))
     for name in facts:
@@ -135,17 +147,34 @@ def once(action: Callable[[], object]) -> None:
     client.wait_at_barrier(f"cai_jax/{turn}", WRITE_SECONDS * 1000)
     key = f"cai_jax/{turn}/done"
     if not first():
-        if said := json.loads(client.blocking_key_value_get(key, WRITE_SECONDS * 1000)):
-            raise HostsError(f"the first host failed: {said}")
+        if failed := json.loads(client.blocking_key_value_get(key, WRITE_SECONDS * 1000)):
+            raise HostsError(*failed)
         return
-    said = None
+    failed = None
     try:
         action()
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}"
+    except BaseException as error:
+        why = storage.explained(error)
+        said = f"the first host failed: {type(why).__name__}: {why}"
+        failed = said, outages.exit_code(why)
         raise
     finally:
-        client.key_value_set(key, json.dumps(said))
+        client.key_value_set(key, json.dumps(failed))
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """While open, an error of this host ends its process soon, with the error's exit code.
+
+    Else it would wait minutes for the others to end too, which wait for this one.
+    """
+    try:
+        yield
+    except Exception as error:
+        if count() > 1:
+            code = outages.exit_code(storage.explained(error))
+            _start_timer(LEAVE_SECONDS, lambda: os._exit(code))
+        raise
 
 
 def check_devices() -> None:
@@ -175,10 +204,15 @@ def _said_when_long(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _after(seconds: float, action: Callable[[], None]) -> Iterator[None]:
     """Does something unless it is closed within so many seconds."""
-    timer = threading.Timer(seconds, action)
-    timer.daemon = True
-    timer.start()
+    timer = _start_timer(seconds, action)
     try:
         yield
     finally:
         timer.cancel()
+
+
+def _start_timer(seconds: float, action: Callable[[], None]) -> threading.Timer:
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
+    return timer

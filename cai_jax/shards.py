@@ -44,7 +44,7 @@ class Shards:
           ValueError: the folder holds shards of a different count.
         """
         found = set()
-        for path in self.directory.glob("*.jsonl") if self.directory.is_dir() else ():
+        for path in self.directory.glob("*.jsonl"):
             match = re.fullmatch(r"(\d{5,})(?:-of-(\d{5,}))?\.jsonl", path.name)
             if not match:
                 continue
@@ -61,7 +61,8 @@ class Shards:
         """Writes shard `number` in one step, whole or not at all. The first host does.
 
         Raises:
-          OSError: the folder is read-only or the disk full; nothing half-written stays.
+          OSError, StorageError: the folder is read-only, the disk full or the bucket out of reach;
+            nothing half-written stays.
         """
         path = self.path(number)
         hosts.once(lambda: write_atomically(path, "".join(map(to_line, records)).encode()))
@@ -92,7 +93,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     On a disk by a partial file, fsync and rename, in a bucket by one put.
 
     Raises:
-      OSError: one sentence naming the path; the file is as it was before.
+      OSError, StorageError: one sentence naming the path; the file is as it was before.
     """
     if storage.in_bucket(path):
         return storage.put(path, data)

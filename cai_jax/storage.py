@@ -7,24 +7,28 @@ a folder is only a beginning that names share, and it is neither renamed nor cop
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cai_jax import outages
+
 SCHEME = "gs://"
-# Packages whose own errors are of requests, credentials and connections, and how TensorStore and
-# gcsfs begin such errors of Python's own types.
-_CLIENTS = ("aiohttp", "gcsfs", "google", "requests")
-_ON_THE_WAY = (
-    "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "ABORTED",
-    "RESOURCE_EXHAUSTED", "Forbidden",
-)  # fmt: skip
+_named: list[str] = []  # buckets that `path` was asked for
 
 
 class StorageError(ValueError):
     """A path that cannot be used here or now; the message says which and what to do."""
+
+
+class Unreachable(StorageError):
+    """A bucket that does not answer, where nobody has anything to mend but to wait."""
+
+    exit_code = outages.AGAIN
 
 
 def path(name: str | os.PathLike) -> Path:
@@ -47,6 +51,9 @@ def path(name: str | os.PathLike) -> Path:
             "`pip install 'cai_jax[gcs]'` brings it, or mount the bucket."
         )
     _set_up()
+    bucket = "/".join(text.split("/")[:3])
+    if bucket not in _named:
+        _named.append(bucket)
     from etils import epath
 
     return epath.Path(text)
@@ -67,19 +74,24 @@ def modified(file: Path) -> float:
     return file.stat().mtime if in_bucket(file) else file.stat().st_mtime
 
 
+def check(where: Path) -> None:
+    """Asks for the bucket itself, as Orbax will hours later.
+
+    Raises:
+      StorageError: one sentence naming the bucket, that it is not there or what it forbids.
+    """
+    with _one_sentence(where, "ask for"):
+        _objects().call("GET", "b/{}", os.fspath(where).split("/")[2])
+
+
 def put(where: Path, data: bytes) -> None:
     """Writes an object of a bucket, whole or not at all.
 
     Raises:
-      OSError: one sentence naming the path; the object is as it was before.
+      StorageError: one sentence naming the path; the object is as it was before.
     """
-    try:
+    with _one_sentence(where, "write"):
         _objects().pipe_file(os.fspath(where), data)
-    except Exception as error:  # of the store, of the network, of credentials
-        raise OSError(
-            f"Cannot write {where}: {' '.join(str(error).split()) or type(error).__name__}; "
-            "check the bucket's name, the network and what your credentials permit."
-        ) from error
 
 
 def remove(folder: Path) -> None:
@@ -110,18 +122,58 @@ def move(folder: Path, target: Path) -> None:
         folder.rename(target)
 
 
-def not_reached(where: Path, error: Exception) -> StorageError | None:
-    """What to raise where an error is of the way to a bucket, not of what lies there; or None."""
-    if in_bucket(where) and (
-        isinstance(error, ConnectionError | TimeoutError)
-        or type(error).__module__.split(".")[0] in _CLIENTS
-        or str(error).startswith(_ON_THE_WAY)
-    ):
-        return StorageError(
-            f"{where} cannot be reached ({' '.join(str(error).split())[:200]}); check the network "
-            "and what your credentials permit, and run again."
+def not_reached(error: BaseException, where: Path | None = None) -> StorageError | None:
+    """What to raise where an error is of the way to a bucket, not of what lies there; or None.
+
+    Args:
+      where: what was read or written; where it is not known, any bucket that was named before.
+    """
+    if not _named or (where is not None and not in_bucket(where)):
+        return None
+    name = os.fspath(where) if where else " or ".join(_named)
+    found = outages.kind(error)
+    if found == "passing":
+        return Unreachable(
+            f"{name} cannot be reached ({_said(error)}); check the network, and run the same "
+            "command again to continue."
         )
-    return None
+    if found == "forbidden":
+        return StorageError(
+            f"{name} is forbidden to the credentials that are found here ({_said(error)}); give "
+            "them the roles Storage Object User and Storage Legacy Bucket Reader on the bucket, or "
+            "others by `gcloud auth application-default login`."
+        )
+    return _no_bucket(name, error) if found == "no bucket" else None
+
+
+def explained(error: BaseException) -> BaseException:
+    """A command's error, or in its place a sentence where it is of the way to a bucket."""
+    known = isinstance(error, (ValueError, KeyboardInterrupt, SystemExit))
+    return error if known else not_reached(error) or error
+
+
+@contextlib.contextmanager
+def _one_sentence(where: Path, verb: str) -> Iterator[None]:
+    """While open, any error is a StorageError of what needs nothing but a bucket."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FileNotFoundError):
+            raise _no_bucket(os.fspath(where), error) from error
+        away = not_reached(error, where)
+        raise away or StorageError(f"Cannot {verb} {where} ({_said(error)}).") from error
+
+
+def _no_bucket(name: str, error: BaseException) -> StorageError:
+    bucket = "/".join(name.split("/")[:3])
+    return StorageError(
+        f"There is no bucket {bucket} that the credentials found here may see ({_said(error)}); "
+        f"mend its name, or make it by `gcloud storage buckets create {bucket}`."
+    )
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _set_up() -> None:

@@ -47,12 +47,14 @@ class Workdir:
 
         Raises:
           WorkdirError: it is not a folder, not writable, or its disk has too little room.
+          StorageError: its bucket is not there, forbids it or does not answer.
           HostsError: not all hosts see it.
         """
         probe = self.path / ".probe"
 
         def write() -> None:
             if storage.in_bucket(probe):
+                storage.check(probe)
                 return storage.put(probe, b"\0" * 4096)
             self.path.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"\0" * 4096)
@@ -60,8 +62,6 @@ class Workdir:
         try:
             hosts.once(write)
         except OSError as error:
-            if storage.in_bucket(probe):
-                raise WorkdirError(f"workdir: {error}") from error
             raise WorkdirError(
                 f"workdir {self.path} cannot be written ({error.strerror}); choose another one or "
                 "mend its permissions."

@@ -64,7 +64,7 @@ def test_a_damaged_newest_is_set_aside(saved):
 @pytest.mark.parametrize("changes", [0, 1, 5, 10, 13])
 def test_a_save_that_is_cut_short_leaves_the_one_before(saved, changes):
     saved.changes_left = changes
-    with pytest.raises(CheckpointError, match="could not be written"):
+    with pytest.raises(StorageError, match="is forbidden"):
         opened().save(4, state(4), {})
     saved.changes_left = None
     checkpoints = opened()
@@ -78,13 +78,31 @@ def test_a_bucket_out_of_reach_is_no_damage(saved):
     save_params(f"gs://{BUCKET}/run/params", state(1), {})
     checkpoints, names = opened(), saved.names()
     saved.readable = False
-    with pytest.raises(StorageError, match="cannot be reached"):
+    with pytest.raises(StorageError, match="is forbidden"):
         checkpoints.restore(state(0))
-    with pytest.raises(StorageError, match="cannot be reached"):
+    with pytest.raises(StorageError, match="is forbidden"):
         load_params(f"gs://{BUCKET}/run/params")
     saved.readable = True
     assert saved.names() == names
     assert same(checkpoints.restore(state(0))[0], state(3))
+
+
+@pytest.mark.parametrize("status", [0, 503])
+def test_a_short_outage_is_waited_for(store, status):
+    """By each of the clients that write or read a checkpoint."""
+    left = 0
+
+    def fault(method, path):
+        nonlocal left
+        left -= 1
+        return status if left >= 0 else None
+
+    store.fault = fault
+    checkpoints, left = opened(), 3
+    checkpoints.save(1, state(1), {})
+    left = 3
+    found, _ = checkpoints.restore(state(0))
+    assert same(found, state(1)) and left < 0
 
 
 def test_params_are_replaced(store):

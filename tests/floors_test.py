@@ -15,9 +15,9 @@ LONGEST = 320  # lines a module may have
 
 # A module is on the floor of its longest match: "a.b" of "a.b" or "a.b.c".
 FLOORS = {
-    0: """storage script conversation chat_template tokenizer sentencepiece_tokenizer principles
-          paper_prompts paper_import constitution records prompts labels questions encoding
-          datasets""",
+    0: """outages storage script conversation chat_template tokenizer sentencepiece_tokenizer
+          principles paper_prompts paper_import constitution records prompts labels questions
+          encoding datasets""",
     1: "hosts shards growing replacing rng mesh batch logprobs losses returns",
     2: "models weights",
     3: "decoding",

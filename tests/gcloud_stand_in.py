@@ -4,13 +4,16 @@
 It checks every argument against the documented grammar of the commands that are used (the reference
 pages of `gcloud compute tpus queued-resources`, 2026-11), notes the call, and plays a scenario: the
 file $SCENARIO holds for each command what its calls answer, [exit code, output], in order; the last
-answers all that follow.
+answers all that follow. A third element of an ssh's answer plays its hosts: for each the exit code
+with which `cai-jax` ends there.
 """
 
 import json
 import os
 import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ANY, WORD = r".+", r"[a-z][a-z0-9-]*"
@@ -67,6 +70,18 @@ def fault(command: str, arguments: list[str]) -> str | None:
     return None
 
 
+def play(words: list[str], codes: list[int]) -> None:
+    """Runs an ssh's command in the shell of hosts on which cai-jax ends with these codes."""
+    (command,) = (word.removeprefix("--command=") for word in words if word.startswith("--command"))
+    for code in codes:
+        with tempfile.TemporaryDirectory() as home:
+            tool = Path(home, "cai_jax", ".venv", "bin", "cai-jax")
+            tool.parent.mkdir(parents=True)
+            tool.write_text(f"#!/bin/sh\nexit {code}\n")
+            tool.chmod(0o755)
+            subprocess.run(["bash", "-c", command], cwd=home)
+
+
 def main() -> int:
     scenario = Path(os.environ["SCENARIO"])
     script = json.loads(scenario.read_text())
@@ -82,10 +97,12 @@ def main() -> int:
         return 2
     script["calls"] = [*script.get("calls", []), [command, *rest]]
     answers = script.get(command) or [[0, ""]]
-    code, output = answers[0]
+    code, output, *hosts = answers[0]
     if len(answers) > 1:
         script[command] = answers[1:]
     scenario.write_text(json.dumps(script))
+    for codes in hosts:
+        play(rest, codes)
     print(output, file=sys.stderr if code else sys.stdout)
     return code
 

@@ -44,6 +44,8 @@ class Store:
       changes_left: requests that may still change something; then all that would are forbidden, as
         if the process that sends them had been killed. None for any number.
       readable: whether objects may be read.
+      fault: called with the method and path of every request; returns the HTTP status to answer in
+        place of what is asked for, 0 to hang up without an answer, or None.
       on_put: called with the name of an object that has been written, before the writer is told.
     """
 
@@ -51,6 +53,7 @@ class Store:
     puts: list[str] = dataclasses.field(default_factory=list)
     changes_left: int | None = None
     readable: bool = True
+    fault: Callable[[str, str], int | None] = lambda method, path: None
     on_put: Callable[[str], None] = lambda name: None
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -86,6 +89,7 @@ class Store:
             self.objects.clear()
             self.puts.clear()
             self.changes_left, self.readable, self.on_put = None, True, lambda name: None
+            self.fault = lambda method, path: None
 
     def copy_to(self, folder: Path, prefix: str) -> Path:
         """The objects below a prefix as files of a folder, which it returns."""
@@ -206,6 +210,12 @@ class _Handler(BaseHTTPRequestHandler):
         asked = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         try:
             with self.store.lock:
+                fault = self.store.fault(self.command, urllib.parse.unquote(self.path))
+                if fault == 0:
+                    self.close_connection = True
+                    return
+                if fault:
+                    raise Refused(fault)
                 self._act(url.path.removeprefix("/download"), asked, data)
         except Refused as refused:
             (status,) = refused.args

@@ -80,7 +80,8 @@ PROGRAM = """
     import json, os, sys, time
     from pathlib import Path
 
-    from cai_jax import hosts
+    from cai_jax import hosts, outages
+    from cai_jax.storage import Unreachable
 
     hosts.start()
     number, folder = int(os.environ["JAX_PROCESS_ID"]), Path(sys.argv[1])
@@ -104,6 +105,10 @@ PROGRAM = """
     hosts.once(write)
     said.append([before, (folder / "written").read_text()])
     said_by(hosts.once, lambda: (folder / "absent").read_text())
+    try:
+        hosts.once(lambda: (_ for _ in ()).throw(Unreachable("the bucket is away")))
+    except Exception as error:
+        said.append([str(error), outages.exit_code(error)])
     hosts.MEET_SECONDS = 1
     if number < 2:
         said_by(hosts.agree, {}, "")
@@ -148,4 +153,36 @@ def test_where_the_first_host_fails_the_others_say_why(three):
 
 def test_a_host_that_does_not_come_is_named(three):
     for said in three[:2]:
-        assert said[4].startswith("HostsError: host 2 of 3 has not come as far as this one in 1 s")
+        assert said[5].startswith("HostsError: host 2 of 3 has not come as far as this one in 1 s")
+
+
+def test_all_hosts_have_the_exit_code_of_the_one_that_failed(three):
+    first, *others = (said[4] for said in three)
+    assert first == ["the bucket is away", 75]
+    assert others == [["the first host failed: Unreachable: the bucket is away", 75]] * 2
+
+
+def test_a_host_that_fails_alone_does_not_wait_for_the_others(tmp_path):
+    program = """
+        import os, time
+        from cai_jax import hosts
+
+        hosts.LEAVE_SECONDS = 1
+        hosts.start()
+        with hosts.leaving():
+            if os.environ["JAX_PROCESS_ID"] == "1":
+                raise hosts.HostsError("lost", 75)
+            time.sleep(100)
+    """
+    first, second = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program)], stderr=subprocess.DEVNULL,
+            env=tiny_run.environment(tmp_path) | joined,
+        )
+        for joined in processes.two()
+    ]  # fmt: skip
+    try:
+        assert second.wait(timeout=30) == 75
+    finally:
+        first.kill()
+        second.kill()

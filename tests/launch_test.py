@@ -66,13 +66,14 @@ def test_a_run_waits_for_its_tpus_installs_and_ends(project):
     assert verbs(after) == ["describe", "create", *["describe"] * 3, "scp", "ssh", "ssh", "ssh"]
     assert "is PROVISIONING" in said and said.strip().endswith("done: $HOME/bucket/runs/x")
     install, stop, run = commands(after)
+    assert "pkill -KILL" in stop
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=project, capture_output=True, text=True, check=True
     ).stdout.strip()
     assert f"git checkout --quiet --force {head}" in install and "pip install" in install
     assert stop.startswith("pkill")
     assert "CAI_JAX_MULTIHOST=1 .venv/bin/cai-jax run --config=experiments/llama3_8b.py " in run
-    assert run.endswith("--workdir=$HOME/bucket/runs/x --config.seed=3")
+    assert run.splitlines()[0].endswith("--workdir=$HOME/bucket/runs/x --config.seed=3")
     assert all({"--node=all", "--worker=all"} <= set(c) for c in after["calls"] if c[0] == "ssh")
 
 
@@ -116,6 +117,33 @@ def test_what_has_to_be_mended_is_not_tried_again(project):
     code, said, after = call(project, "launch", scenario=scenario)
     assert code == 2 and "no such file" in said and "something to mend" in said
     assert len(commands(after)) == 3
+
+
+@pytest.mark.parametrize(
+    ("client", "hosts", "code"),
+    [
+        (0, [0, 0], 0),
+        (1, [2, 143], 2),
+        (255, [143, 2], 2),
+        (0, [2], 2),
+        (1, [75, 1], 75),
+        (2, [137, 75], 137),
+        (0, [0, 134], 134),
+        (255, [0, 0], 255),
+        (255, [], 255),
+        (2, [], 2),
+    ],
+)
+def test_what_the_hosts_say_counts_and_not_what_the_client_returns(project, client, hosts, code):
+    """The client may return any host's exit code, or one of its own."""
+    ssh = [[0, ""], [0, ""], [client, "", hosts], [0, ""]]
+    ended, said, _ = call(project, "launch", scenario={"describe": [ACTIVE], "ssh": ssh})
+    assert ended == (2 if code == 2 else 0), said
+    for number in hosts:
+        assert re.search(rf"cai-jax on \S+ ended with exit code {number}\n", said)
+    assert ("restart 1 of 20" in said) == (code not in (0, 2))
+    if code not in (0, 2):
+        assert f"the run ended with exit code {code} while" in said
 
 
 def test_a_quota_error_is_told(project):

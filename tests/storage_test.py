@@ -92,9 +92,9 @@ def test_a_large_file_is_there_at_once_or_not_at_all(store, folder):
 def test_what_cannot_be_written_is_one_sentence(store, folder):
     write_atomically(folder / "file", b"old")
     store.changes_left = 0
-    with pytest.raises(OSError, match="status 403; check the bucket's name") as caught:
+    with pytest.raises(StorageError, match="is forbidden to the credentials") as caught:
         write_atomically(folder / "file", b"new")
-    assert str(caught.value).startswith(f"Cannot write {folder}/file: ")
+    assert str(caught.value).startswith(f"{folder}/file is ")
     assert "\n" not in str(caught.value)
     assert (folder / "file").read_bytes() == b"old"
 

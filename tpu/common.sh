@@ -19,6 +19,7 @@ WORKDIR=${WORKDIR/#"~/"/\$HOME/} # for the hosts' shells, which expand no ~ behi
 
 say() { printf 'tpu: %s\n' "$*" >&2; }
 die() { say "$*"; exit 2; }
+RUNNING="'[p]ython.*cai-jax run'" # for pgrep and pkill on a host: the run, and not the shell that asks
 
 # A run of files that are not committed could not be made again.
 refuse_dirty() {
@@ -44,6 +45,23 @@ tpus() { gcloud compute tpus queued-resources "$1" "$NAME" --project="$PROJECT" 
 
 # A command on every host of every slice.
 everywhere() { run tpus ssh --node=all --worker=all --command="$1"; }
+
+# How a run ended that all hosts were given, from what each says at its end: 2 where one of them has
+# something to mend, 0 where all are done. The client returns one host's exit code, or its own when a
+# connection is lost; that counts where no host has said how it ended, or all say 0.
+# $1: what the hosts said. $2: the client's exit code.
+verdict() {
+  local codes worst
+  codes=$(grep -o 'cai-jax on [^ ]* ended with exit code [0-9]*' "$1" | sed 's/.* //' || true)
+  worst=$(sort -n <<<"${codes:-0}" | tail -n 1)
+  if grep -qx 2 <<<"$codes"; then
+    echo 2
+  elif ((worst != 0)); then
+    echo "$worst"
+  else
+    echo "$2"
+  fi
+}
 
 # The request's state, such as ACTIVE; ABSENT where there is none.
 state() {

@@ -58,7 +58,7 @@ class Checkpoints:
           extra: anything JSON can hold.
 
         Raises:
-          CheckpointError: this save, or the one before it, could not be written.
+          CheckpointError, StorageError: this save, or the one before it, could not be written.
         """
         document = {"extra": extra, "checksums": _checksums(state)}
         items = ocp.args.Composite(
@@ -94,7 +94,7 @@ class Checkpoints:
             except (CheckpointError, *_NOT_DAMAGE):
                 raise
             except Exception as error:
-                if (away := storage.not_reached(self.directory, error)) is not None:
+                if (away := storage.not_reached(error, self.directory)) is not None:
                     raise away from error
                 self._set_aside(step, error)
         if steps:
@@ -108,7 +108,7 @@ class Checkpoints:
         """Returns when the last save is on disk.
 
         Raises:
-          CheckpointError: it could not be written.
+          CheckpointError, StorageError: it could not be written.
         """
         self._wait()
 
@@ -164,7 +164,7 @@ def save_params(directory: str | Path, params: PyTree, metadata: dict[str, Any])
       metadata: anything JSON can hold.
 
     Raises:
-      CheckpointError: they could not be written.
+      CheckpointError, StorageError: they could not be written.
     """
     document = {"metadata": metadata, "checksums": _checksums(params)}
     items = ocp.args.Composite(
@@ -191,7 +191,7 @@ def load_params(
       CheckpointError: the folder is missing, damaged, or holds other tensors than `shardings`.
     """
     directory = storage.absolute(storage.path(directory))
-    if not directory.is_dir():
+    if not directory.exists():  # what is_dir() says of a bucket out of reach too
         raise CheckpointError(f"There are no saved parameters at {directory}.")
     try:
         with _params_checkpointer() as checkpointer:
@@ -211,7 +211,7 @@ def load_params(
     except _NOT_DAMAGE:
         raise
     except Exception as error:
-        if (away := storage.not_reached(directory, error)) is not None:
+        if (away := storage.not_reached(error, directory)) is not None:
             raise away from error
         raise CheckpointError(
             f"The parameters saved at {directory} cannot be read ({_first_line(error)}); remove "
@@ -231,6 +231,8 @@ class _WriteErrors:
 
     def __exit__(self, kind, error, traceback):
         if isinstance(error, Exception):
+            if (away := storage.not_reached(error, self._directory)) is not None:
+                raise away from error
             raise CheckpointError(
                 f"A checkpoint could not be written to {self._directory} ({_first_line(error)}); "
                 "check that there is room and that the folder may be written."
