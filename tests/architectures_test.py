@@ -1,0 +1,163 @@
+"""Every architecture against transformers: logits of ragged rows, greedy texts, files both ways."""
+
+import functools
+
+import architectures
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from architectures import ARCHITECTURES
+from safetensors.numpy import load_file
+
+from cai_jax.decoding import Engine
+from cai_jax.mesh import param_axes
+from cai_jax.models import transformer
+from cai_jax.script import Choose, Force, Sample, Script
+from cai_jax.weights.load import load_model
+from cai_jax.weights.safetensors import read_directory, write_directory
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+LENGTHS = (1, 5, 23, 40)  # most are longer than the window
+CLOSE = 1e-4  # of logits, relative to the largest
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def both(request, tmp_path_factory):
+    """One random model, as we read it and in transformers, and its directory."""
+    theirs = architectures.theirs(request.param)
+    folder = tmp_path_factory.mktemp("model")
+    architectures.save(theirs, folder)
+    return load_model(folder), theirs, folder
+
+
+@functools.partial(jax.jit, static_argnames=("config", "remat"))
+def logits_of(config, params, tokens, positions, segment_ids, remat="none"):
+    hidden = transformer.hidden_states(config, params, tokens, positions, segment_ids, remat=remat)
+    return transformer.logits(params, hidden, config.logits_softcap)
+
+
+def rows():
+    draw = np.random.default_rng(0)
+    return [draw.integers(0, 256, length).tolist() for length in LENGTHS]
+
+
+def padded(side):
+    """Tokens, and which of them are real, int32[B, T] twice."""
+    tokens = np.full((len(LENGTHS), max(LENGTHS)), 7, np.int32)
+    real = np.zeros_like(tokens)
+    for n, row in enumerate(rows()):
+        where = slice(len(row)) if side == "right" else slice(-len(row), None)
+        tokens[n, where], real[n, where] = row, 1
+    return tokens, real
+
+
+def assert_close(ours, theirs):
+    assert np.isfinite(theirs).all()
+    np.testing.assert_allclose(ours, theirs, atol=CLOSE * np.abs(theirs).max(), rtol=0)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_logits_of_padded_rows(both, side):
+    model, theirs, _ = both
+    tokens, real = padded(side)
+    places = np.maximum(np.cumsum(real, 1) - 1, 0)
+    ours = np.asarray(logits_of(model.config, model.params, tokens, places, real))
+    with torch.no_grad():
+        found = theirs(
+            torch.tensor(tokens),
+            attention_mask=torch.tensor(real),
+            position_ids=torch.tensor(places),
+        )
+    keep = real.astype(bool)
+    assert_close(ours[keep], found.logits.numpy()[keep])
+
+
+def test_logits_of_a_packed_row(both):
+    """All texts in one row, each a segment, against each by itself in transformers."""
+    model, theirs, _ = both
+    tokens = np.concatenate(rows())[None]
+    places = np.concatenate([np.arange(n) for n in LENGTHS])[None]
+    segments = np.concatenate([np.full(n, i + 1) for i, n in enumerate(LENGTHS)])[None]
+    ours = np.asarray(logits_of(model.config, model.params, tokens, places, segments))[0]
+    with torch.no_grad():
+        found = [theirs(torch.tensor([row])).logits[0].numpy() for row in rows()]
+    assert_close(ours, np.concatenate(found))
+
+
+SHARED = "Everybody reads these words first, and they are more than a window holds: "
+PROMPTS = ("abc", "A somewhat longer one, which passes the window by itself.", "9")
+
+
+def test_greedy_texts(both):
+    """Behind a prefix that all share, token for token, through the engine's slots."""
+    model, theirs, _ = both
+    scripts = [Script((Force(SHARED + text), Sample(64)), text) for text in PROMPTS]
+    engine = Engine(model, slots=2, max_length=192)
+    answers = engine.run(scripts)
+    assert engine.stats.shared >= len(SHARED)
+    for answer in answers:
+        prompt = [model.tokenizer.bos_id, *answer.segments[0].tokens]
+        with torch.no_grad():
+            whole = theirs.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=64,
+                do_sample=False,
+                eos_token_id=list(model.tokenizer.end_ids),
+                pad_token_id=model.tokenizer.pad_id,
+            )
+        assert list(answer.segments[1].tokens) == whole[0, len(prompt) :].tolist()
+
+
+def test_options_are_scored_as_a_plain_pass_scores_them(both):
+    """Options longer than the window, and what they have in common read once."""
+    model, _, _ = both
+    options = (" yes, that is the one", " yes, that is not it", " no")
+    script = Script((Force(SHARED + "Is it?"), Choose(options)), "0")
+    (answer,) = Engine(model, slots=1, max_length=192).run([script])
+    context = [model.tokenizer.bos_id, *answer.segments[0].tokens]
+    for option, found in zip(options, answer.segments[1].option_logprobs, strict=True):
+        tokens = np.array([[*context, *model.tokenizer.encode(option)]])
+        ones = np.ones_like(tokens)
+        scores = logits_of(model.config, model.params, tokens, np.cumsum(ones, 1) - 1, ones)
+        scores = jax.nn.log_softmax(scores[0])
+        after = range(len(context), tokens.shape[1])
+        expected = sum(float(scores[n - 1, tokens[0, n]]) for n in after)
+        assert found == pytest.approx(expected, abs=2e-3)
+
+
+def test_files_both_ways(both, tmp_path):
+    """What we write is what we read, bit for bit, and transformers computes the same with it."""
+    _, theirs, folder = both
+    config, params, tokenizer, template = read_directory(folder)
+    write_directory(tmp_path, config, params, tokenizer, template)
+    again = read_directory(tmp_path)
+    assert again[0] == config and again[0].model_type == config.model_type
+    chex.assert_trees_all_equal(again[1], params)
+    ours = load_file(tmp_path / "model.safetensors")
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        np.testing.assert_array_equal(ours.pop(name), tensor, err_msg=name)
+    assert not ours
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    )
+    assert type(read) is type(theirs)
+    tokens = torch.tensor(padded("right")[0])
+    with torch.no_grad():
+        assert torch.equal(read(tokens).logits, theirs(tokens).logits)
+
+
+def test_params_are_those_of_a_fresh_model(both):
+    """The table of files, and the modules, name the same tensors in the same shapes."""
+    model, _, _ = both
+    fresh = jax.eval_shape(functools.partial(transformer.init, model.config), jax.random.key(0))
+    chex.assert_trees_all_equal_shapes(fresh, model.params)
+    param_axes(model.params)  # knows them all
+    coarse = jax.eval_shape(functools.partial(transformer.frozen, dtype="bfloat16"), fresh)
+    for path, x in jax.tree_util.tree_leaves_with_path(coarse):
+        of_norm = "norm" in jax.tree_util.keystr(path)
+        assert x.dtype == (jnp.float32 if of_norm else jnp.bfloat16), path
