@@ -225,4 +225,4 @@ def test_gguf_files_have_no_place_for_what_llama_lacks(change):
     config = dataclasses.replace(CONFIG, **change)
     ((field, value),) = change.items()
     with pytest.raises(WeightsError, match=f"the model has {field} = {value!r}"):
-        names.file_tensors(config, "gguf")
+        names.file_shapes(config, "gguf")

@@ -46,7 +46,7 @@ TEMPLATE = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + eos_token
 def random_params(config, seed=0):
     rng = np.random.default_rng(seed)
 
-    shapes = {tensor.name: tensor.shape for tensor in names.file_tensors(config, "hugging_face")}
+    shapes = names.file_shapes(config, "hugging_face")
     read = lambda name: rng.normal(size=shapes[name]).astype(np.float32)  # noqa: E731
     return names.assemble(config, "hugging_face", read)
 

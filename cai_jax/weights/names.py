@@ -1,11 +1,14 @@
-"""Names of a model's tensors in files, Hugging Face's and llama.cpp's, and the way there and back.
+"""Names and shapes of a model's tensors in files: Hugging Face's and llama.cpp's, and the way there
+and back.
 
-A file keeps a tensor of ours for each layer and expert by itself; some keep several joined.
+A file keeps a tensor of ours for each layer and expert by itself. Some keep several joined: a name
+with a slash is of one of them, behind the name of all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -13,10 +16,9 @@ from typing import Literal
 import numpy as np
 
 from cai_jax.models.config import ModelConfig
-from cai_jax.weights.tensors import Tensor, tensors
+from cai_jax.weights.tensors import BY_HEAD, GGUF_NAMES, axes_of, hugging_face_names
 
 Dialect = Literal["hugging_face", "gguf"]
-Names = dict[str, str | tuple[str, ...]]  # name in files -> path of ours, or of several
 
 
 class WeightsError(ValueError):
@@ -24,171 +26,81 @@ class WeightsError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class FileTensor:
-    """One tensor of a file.
+class Row:
+    """One tensor of the model.
 
     Attributes:
-      name: there.
-      parts: of ours, that it holds, one or several joined.
-      index: which layer and which expert of them it is, as far as they have such axes.
-      by_head: whether heads come first and parts within them; else the parts come one by one.
+      path: where it stands in our params, keys joined by slashes.
+      axes: its axes there, one letter each (V vocab, D embed, F mlp, H heads, K kv heads, C head
+        dim, E experts), without the layers axis; a leading E is of tensors that files have apart.
+      inputs: how many leading axes are inputs. Files keep matrices as [outputs, inputs], each
+        side flattened; 0 means the file has the tensor flattened, but for the embedding.
+      hugging_face, gguf: its name in files; {} is the layer's number, a second one the expert's.
+        Empty where such files are not read.
     """
 
-    name: str
-    parts: tuple[Tensor, ...]
-    index: tuple[int, ...]
-    by_head: bool
+    path: str
+    axes: str
+    inputs: int
+    hugging_face: str
+    gguf: str
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Slowest axis first."""
-        _, *rest = self.parts[0].file_shape
-        return sum(part.file_shape[0] for part in self.parts), *rest
-
-    def apart(self, array: np.ndarray) -> Iterator[np.ndarray]:
-        """The parts, in our shapes."""
-        if self.by_head:
-            heads = self.parts[0].outputs[0]
-            array = array.reshape(heads, len(self.parts), -1, *array.shape[1:]).swapaxes(0, 1)
-            pieces = array.reshape(len(self.parts), -1, *array.shape[3:])
-        else:
-            ends = np.cumsum([part.file_shape[0] for part in self.parts])
-            pieces = np.split(array, ends[:-1])
-        for part, piece in zip(self.parts, pieces, strict=True):
-            yield (piece.T if part.inputs else piece).reshape(part.shape)
-
-    def joined(self, arrays: list[np.ndarray]) -> np.ndarray:
-        """The way back."""
-        pieces = []
-        for part, array in zip(self.parts, arrays, strict=True):
-            shape = part.file_shape
-            pieces.append(array.reshape(shape[::-1]).T if part.inputs else array.reshape(shape))
-        if self.by_head:
-            heads = self.parts[0].outputs[0]
-            pieces = [piece.reshape(heads, -1, *piece.shape[1:]) for piece in pieces]
-            return np.ascontiguousarray(np.stack(pieces, 1).reshape(self.shape))
-        return np.ascontiguousarray(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
+    def apart(self) -> int:
+        """How many leading axes are of tensors that files have apart: one of experts, or none."""
+        return int(self.axes.startswith("E"))
 
 
-def file_tensors(config: ModelConfig, dialect: Dialect) -> list[FileTensor]:
-    """Every tensor that a file of a model has.
+def rows(config: ModelConfig) -> Iterator[Row]:
+    """The tensors that a model of this configuration has."""
+    names = hugging_face_names(config)
+    for path, axes in axes_of(config).items():
+        experts, _, axes = axes.rpartition(":")
+        inputs, _, outputs = axes.rpartition(">")
+        gguf = GGUF_NAMES.get(path, "")
+        yield Row(path, experts + inputs + outputs, len(inputs), names.get(path, ""), gguf)
+
+
+def our_shape(row: Row, config: ModelConfig) -> tuple[int, ...]:
+    """Shape of one layer's tensor in our params."""
+    sizes = {
+        "V": config.vocab_size,
+        "D": config.embed,
+        "F": config.mlp,
+        "H": config.heads,
+        "K": config.kv_heads,
+        "C": config.head_dim,
+        "E": config.experts,
+    }
+    return tuple(sizes[axis] for axis in row.axes)
+
+
+def file_shape(row: Row, config: ModelConfig) -> tuple[int, ...]:
+    """Shape of one layer's tensor in files, slowest axis first."""
+    shape = our_shape(row, config)[row.apart :]
+    if row.inputs == 0:
+        return shape if row.axes == "VD" else (math.prod(shape),)
+    return (math.prod(shape[row.inputs :]), math.prod(shape[: row.inputs]))
+
+
+def file_names(row: Row, config: ModelConfig, dialect: Dialect) -> list[str]:
+    """The tensor's names in files: one for each layer, and in it for each expert, or one.
 
     Raises:
-      WeightsError: such a model has no names in that dialect.
+      WeightsError: such a model has none in that dialect.
     """
-    table = _hugging_face(config) if dialect == "hugging_face" else _gguf(config)
-    present, found = tensors(config), []
-    for name, paths in table.items():
-        paths = (paths,) if isinstance(paths, str) else paths
-        if any(path not in present for path in paths):
-            continue
-        parts = tuple(present.pop(path) for path in paths)
-        layers = [(n,) for n in range(config.layers)] if parts[0].layered else [()]
-        experts = [(n,) for n in range(parts[0].experts)] or [()]
-        by_head = "query_key_value" in name
-        found += [
-            FileTensor(name.format(*index), parts, index, by_head)
-            for index in (layer + expert for layer in layers for expert in experts)
-        ]
-    if present:
-        raise WeightsError(f"no file in the {dialect} layout has a place for {min(present)}")
-    return found
+    if dialect == "gguf":
+        _check_gguf(config)
+    name = getattr(row, dialect)
+    if not name:
+        raise WeightsError(f"no file in the {dialect} layout has a place for {row.path}")
+    layers = range(config.layers) if "{}" in name else (0,)
+    experts = range(config.experts) if row.apart else (0,)
+    return [name.format(i, expert) for i in layers for expert in experts]
 
 
-_LLAMA: Names = {
-    "model.embed_tokens.weight": "embed/embedding",
-    "model.layers.{}.input_layernorm.weight": "layers/attention_norm/scale",
-    "model.layers.{}.self_attn.q_proj.weight": "layers/q/kernel",
-    "model.layers.{}.self_attn.q_proj.bias": "layers/q/bias",
-    "model.layers.{}.self_attn.k_proj.weight": "layers/k/kernel",
-    "model.layers.{}.self_attn.k_proj.bias": "layers/k/bias",
-    "model.layers.{}.self_attn.v_proj.weight": "layers/v/kernel",
-    "model.layers.{}.self_attn.v_proj.bias": "layers/v/bias",
-    "model.layers.{}.self_attn.q_norm.weight": "layers/q_norm/scale",
-    "model.layers.{}.self_attn.k_norm.weight": "layers/k_norm/scale",
-    "model.layers.{}.self_attn.o_proj.weight": "layers/o/kernel",
-    "model.layers.{}.self_attn.o_proj.bias": "layers/o/bias",
-    "model.layers.{}.post_attention_layernorm.weight": "layers/mlp_norm/scale",
-    "model.layers.{}.mlp.gate_proj.weight": "layers/gate/kernel",
-    "model.layers.{}.mlp.gate_proj.bias": "layers/gate/bias",
-    "model.layers.{}.mlp.up_proj.weight": "layers/up/kernel",
-    "model.layers.{}.mlp.up_proj.bias": "layers/up/bias",
-    "model.layers.{}.mlp.down_proj.weight": "layers/down/kernel",
-    "model.layers.{}.mlp.down_proj.bias": "layers/down/bias",
-    "model.norm.weight": "final_norm/scale",
-    "lm_head.weight": "lm_head/kernel",
-}
-_POST_NORMS: Names = {
-    "model.layers.{}.post_attention_layernorm.weight": "layers/attention_post_norm/scale",
-    "model.layers.{}.pre_feedforward_layernorm.weight": "layers/mlp_norm/scale",
-    "model.layers.{}.post_feedforward_layernorm.weight": "layers/mlp_post_norm/scale",
-}
-_MIXTRAL: Names = {
-    "model.layers.{}.block_sparse_moe.gate.weight": "layers/router/kernel",
-    "model.layers.{}.block_sparse_moe.experts.{}.w1.weight": "layers/experts_gate/kernel",
-    "model.layers.{}.block_sparse_moe.experts.{}.w3.weight": "layers/experts_up/kernel",
-    "model.layers.{}.block_sparse_moe.experts.{}.w2.weight": "layers/experts_down/kernel",
-}
-_QWEN_3_MOE: Names = {
-    "model.layers.{}.mlp.gate.weight": "layers/router/kernel",
-    "model.layers.{}.mlp.experts.{}.gate_proj.weight": "layers/experts_gate/kernel",
-    "model.layers.{}.mlp.experts.{}.up_proj.weight": "layers/experts_up/kernel",
-    "model.layers.{}.mlp.experts.{}.down_proj.weight": "layers/experts_down/kernel",
-}
-_PHI_3: Names = {
-    "model.layers.{}.self_attn.qkv_proj.weight": tuple(f"layers/{x}/kernel" for x in "qkv"),
-    "model.layers.{}.mlp.gate_up_proj.weight": ("layers/gate/kernel", "layers/up/kernel"),
-}
-_GPT_NEOX: Names = {
-    "gpt_neox.embed_in.weight": "embed/embedding",
-    "gpt_neox.layers.{}.input_layernorm.weight": "layers/attention_norm/scale",
-    "gpt_neox.layers.{}.input_layernorm.bias": "layers/attention_norm/bias",
-    "gpt_neox.layers.{}.attention.query_key_value.weight": _PHI_3[
-        "model.layers.{}.self_attn.qkv_proj.weight"
-    ],
-    "gpt_neox.layers.{}.attention.query_key_value.bias": tuple(f"layers/{x}/bias" for x in "qkv"),
-    "gpt_neox.layers.{}.attention.dense.weight": "layers/o/kernel",
-    "gpt_neox.layers.{}.attention.dense.bias": "layers/o/bias",
-    "gpt_neox.layers.{}.post_attention_layernorm.weight": "layers/mlp_norm/scale",
-    "gpt_neox.layers.{}.post_attention_layernorm.bias": "layers/mlp_norm/bias",
-    "gpt_neox.layers.{}.mlp.dense_h_to_4h.weight": "layers/up/kernel",
-    "gpt_neox.layers.{}.mlp.dense_h_to_4h.bias": "layers/up/bias",
-    "gpt_neox.layers.{}.mlp.dense_4h_to_h.weight": "layers/down/kernel",
-    "gpt_neox.layers.{}.mlp.dense_4h_to_h.bias": "layers/down/bias",
-    "gpt_neox.final_layer_norm.weight": "final_norm/scale",
-    "gpt_neox.final_layer_norm.bias": "final_norm/bias",
-    "embed_out.weight": "lm_head/kernel",
-}
-_GGUF: Names = {
-    "token_embd.weight": "embed/embedding",
-    "blk.{}.attn_norm.weight": "layers/attention_norm/scale",
-    "blk.{}.attn_q.weight": "layers/q/kernel",
-    "blk.{}.attn_q.bias": "layers/q/bias",
-    "blk.{}.attn_k.weight": "layers/k/kernel",
-    "blk.{}.attn_k.bias": "layers/k/bias",
-    "blk.{}.attn_v.weight": "layers/v/kernel",
-    "blk.{}.attn_v.bias": "layers/v/bias",
-    "blk.{}.attn_output.weight": "layers/o/kernel",
-    "blk.{}.ffn_norm.weight": "layers/mlp_norm/scale",
-    "blk.{}.ffn_gate.weight": "layers/gate/kernel",
-    "blk.{}.ffn_up.weight": "layers/up/kernel",
-    "blk.{}.ffn_down.weight": "layers/down/kernel",
-    "output_norm.weight": "final_norm/scale",
-    "output.weight": "lm_head/kernel",
-}
-
-
-def _hugging_face(config: ModelConfig) -> Names:
-    if config.norm == "layer":
-        return _GPT_NEOX
-    post = _POST_NORMS if config.norm_placement != "pre" else {}
-    experts = _QWEN_3_MOE if config.qk_norm else _MIXTRAL
-    joined = _PHI_3 if config.model_type == "phi3" else {}
-    return {**joined, **_LLAMA, **post, **experts}
-
-
-def _gguf(config: ModelConfig) -> Names:
-    """Of what Llama's and Qwen2's files say, which is less than a ModelConfig can."""
+def _check_gguf(config: ModelConfig) -> None:
+    """That a model is what Llama's and Qwen2's files can say."""
     for field in dataclasses.fields(config):
         plain = field.default is dataclasses.MISSING or field.name in ("qkv_bias", "rope_scaling")
         value = getattr(config, field.name)
@@ -197,7 +109,68 @@ def _gguf(config: ModelConfig) -> Names:
                 f"GGUF files are of Llama and Qwen2 here, and the model has {field.name} = "
                 f"{value!r}; use its Hugging Face directory"
             )
-    return _GGUF
+
+
+def _files(config: ModelConfig, dialect: Dialect) -> dict[str, dict[str, Row]]:
+    """By every tensor of a model's files, by name what it is joined of: mostly itself."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows(config):
+        for name in file_names(row, config, dialect):
+            found.setdefault(name.partition("/")[0], {})[name] = row
+    return found
+
+
+def file_shapes(config: ModelConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
+    """By name, the shapes of all tensors in a model's files."""
+    shapes = {}
+    for name, parts in _files(config, dialect).items():
+        first, *others = (file_shape(row, config) for row in parts.values())
+        shapes[name] = (first[0] + sum(shape[0] for shape in others), *first[1:])
+    return shapes
+
+
+def part_reader(
+    config: ModelConfig, dialect: Dialect, read: Callable[..., np.ndarray]
+) -> Callable[..., np.ndarray]:
+    """`read` for the names of `file_names`: of joined tensors it gives one.
+
+    Args:
+      read: read(name, index) is the part `index` of a file's tensor, read(name) the whole. An index
+        has a slice for each axis, those of rows that belong to heads whole heads.
+
+    Returns:
+      read(name, index), or read(name), for these names.
+    """
+    joined = {
+        name: (whole, number, [file_shape(row, config)[0] for row in parts.values()])
+        for whole, parts in _files(config, dialect).items()
+        for number, name in enumerate(parts)
+        if len(parts) > 1
+    }
+
+    def read_part(name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        if name not in joined:
+            return read(name, index) if index else read(name)
+        whole, number, sizes = joined[name]
+        begin, end, _ = index[0].indices(sizes[number]) if index else (0, sizes[number], 1)
+        if BY_HEAD not in whole:
+            before = sum(sizes[:number])
+            wanted = slice(before + begin, before + end)
+            return read(whole, (wanted, *index[1:])) if index else read(whole)[wanted]
+        wanted = slice(begin * len(sizes), end * len(sizes))
+        array = read(whole, (wanted, *index[1:])) if index else read(whole)
+        array = array.reshape(-1, len(sizes), config.head_dim, *array.shape[1:])
+        return array[:, number].reshape(end - begin, *array.shape[3:])
+
+    return read_part
+
+
+def _joined(name: str, parts: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """A file's tensor of its parts."""
+    if BY_HEAD in name:
+        apart = [part.reshape(-1, config.head_dim, *part.shape[1:]) for part in parts]
+        return np.stack(apart, 1).reshape(-1, *parts[0].shape[1:])
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 def check(
@@ -212,7 +185,7 @@ def check(
     Raises:
       WeightsError: a tensor is missing, has another shape, or is unknown.
     """
-    expected = {tensor.name: tensor.shape for tensor in file_tensors(config, dialect)}
+    expected = file_shapes(config, dialect)
     for name, shape in expected.items():
         if name not in shapes:
             raise WeightsError(f"{path} lacks the tensor {name}; get the model file again")
@@ -239,22 +212,26 @@ def assemble(config: ModelConfig, dialect: Dialect, read: Callable[[str], np.nda
     Returns:
       Params, numpy float32, layers stacked on a leading axis.
     """
-    whole = {
-        path: np.empty(tensor.whole_shape(config), np.float32)
-        for path, tensor in tensors(config).items()
-    }
-    for tensor in file_tensors(config, dialect):
-        pieces = tensor.apart(read(tensor.name))
-        for part, piece in zip(tensor.parts, pieces, strict=True):
-            whole[part.path][tensor.index] = piece
     params: dict = {}
-    for path, array in whole.items():
-        *parents, leaf = path.split("/")
+    read_part = part_reader(config, dialect, read)
+    for row in rows(config):
+        whole = our_shape(row, config)
+        shape = whole[row.apart :]
+        names = file_names(row, config, dialect)
+        array = np.empty((len(names), *shape), np.float32)
+        for i, name in enumerate(names):
+            tensor = read_part(name)
+            array[i] = (tensor.T if row.inputs else tensor).reshape(shape)
         node = params
+        *parents, leaf = row.path.split("/")
         for key in parents:
             node = node.setdefault(key, {})
-        node[leaf] = array
+        node[leaf] = array.reshape(config.layers, *whole) if _stacked(row) else array[0]
     return params
+
+
+def _stacked(row: Row) -> bool:
+    return row.path.startswith("layers/")
 
 
 def disassemble(
@@ -265,19 +242,25 @@ def disassemble(
     Raises:
       WeightsError: `params` lacks a tensor or has it in another shape.
     """
-    whole = {}
-    for path, tensor in tensors(config).items():
+    found = {}
+    for row in rows(config):
         node = params
-        for key in path.split("/"):
+        for key in row.path.split("/"):
             if key not in node:
-                raise WeightsError(f"the params lack {path}")
+                raise WeightsError(f"the params lack {row.path}")
             node = node[key]
-        whole[path] = np.asarray(node)
-        if whole[path].shape != tensor.whole_shape(config):
+        names = file_names(row, config, dialect)
+        array = np.asarray(node)
+        stacked = array if _stacked(row) else array[None]
+        whole = our_shape(row, config)
+        if stacked.shape != (config.layers if _stacked(row) else 1, *whole):
             raise WeightsError(
-                f"the params have {path} in shape {list(whole[path].shape)}, which is not "
+                f"the params have {row.path} in shape {list(array.shape)}, which is not "
                 "what the configuration asks for"
             )
-    for tensor in file_tensors(config, dialect):
-        arrays = [whole[part.path][tensor.index] for part in tensor.parts]
-        yield tensor.name, tensor.joined(arrays)
+        stacked = stacked.reshape(len(names), *whole[row.apart :])
+        shape = file_shape(row, config)
+        for name, tensor in zip(names, stacked, strict=True):
+            found[name] = tensor.reshape(shape[::-1]).T if row.inputs else tensor.reshape(shape)
+    for name, parts in _files(config, dialect).items():
+        yield name, _joined(name, [found[part] for part in parts], config)
