@@ -95,7 +95,9 @@ PROMPTS = ("abc", "A somewhat longer one, which passes the window by itself.", "
 def test_greedy_texts(both):
     """Behind a prefix that all share, token for token, through the engine's slots."""
     model, theirs, _ = both
-    scripts = [Script((Force(SHARED + text), Sample(64)), text) for text in PROMPTS]
+    scripts = [
+        Script((Force(SHARED + text), Sample(64, temperature=0.0)), text) for text in PROMPTS
+    ]
     engine = Engine(model, slots=2, max_length=192)
     answers = engine.run(scripts)
     assert engine.stats.shared >= len(SHARED)

@@ -108,7 +108,8 @@ def _random_leaf(rng: np.random.Generator):
         if names[-1] == "embedding":
             return jnp.asarray(x, jnp.float32)
         inputs = leaf.shape[0] if names[0] != "layers" else leaf.shape[1]
-        inputs = leaf.shape[1] * leaf.shape[2] if "o" in names else inputs
+        if names[-2:] == ["o", "kernel"]:
+            inputs = leaf.shape[1] * leaf.shape[2]
         return jnp.asarray(x / np.sqrt(inputs), jnp.float32)
 
     return make

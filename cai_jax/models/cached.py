@@ -115,7 +115,8 @@ def project(config, dtype, layer, x, cos, sin):
     h = x if config.norm_placement == "post" else _norm(config, dtype, layer, "attention_norm", x)
     q, k, v = (_dense(layer, name, h).reshape(-1, config.head_dim, len(h.T)) for name in "qkv")
     if config.qk_norm:
-        q, k = (_norm(config, dtype, layer, name, x) for name, x in (("q_norm", q), ("k_norm", k)))
+        q = _qk_norm(config, dtype, layer, "q_norm", q)
+        k = _qk_norm(config, dtype, layer, "k_norm", k)
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     if query_scale(config) != 1:
         q = q * query_scale(config)
@@ -165,15 +166,22 @@ def _product(weights: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _norm(config, dtype, weights: Params, name: str, x: jax.Array) -> jax.Array:
-    """`layers.Norm` of [..., N] over the axes that its scale has, next to the last."""
-    scale, bias = weights[name].astype(jnp.float32)[..., None], weights.get(f"{name}_bias")
-    over = tuple(range(-scale.ndim, -1))
+    """`layers.Norm` over the first axis of [D, N]."""
+    scale, bias = weights[name].astype(jnp.float32), weights.get(f"{name}_bias")
     x = x.astype(jnp.float32)
     if config.norm == "layer":
-        x = x - jnp.mean(x, over, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), over, keepdims=True) + config.norm_eps)
-    x = x * (1 + scale if config.unit_offset else scale)
-    return (x if bias is None else x + bias.astype(jnp.float32)[..., None]).astype(dtype)
+        x = x - jnp.mean(x, 0)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), 0) + config.norm_eps)
+    x = x * (1 + scale if config.unit_offset else scale).reshape(-1, 1)
+    return (x if bias is None else x + bias.astype(jnp.float32)[:, None]).astype(dtype)
+
+
+def _qk_norm(config, dtype, layer: Params, name: str, x: jax.Array) -> jax.Array:
+    """[heads, C, N], by head or all heads together."""
+    norm = functools.partial(_norm, config, dtype, layer, name)
+    if config.qk_norm == "head":
+        return jax.vmap(norm)(x)
+    return norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
