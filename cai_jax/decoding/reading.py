@@ -88,17 +88,16 @@ def extend(
     static = {"config": config, "dtype": dtype, "mesh": mesh}
     packed = pack(slots, lengths, counts, tokens=len(ids), total=cache.slots)
     x, angles = _embed(params["embed"], ids, packed.places, _before(prefix), **static)
-    held = cache.layers
+    held, windows = cache.layers, config.windows
+    angles = [angles[n] for n in config.rope_of]
     *layers, last = params["layers"]
     for n, layer in enumerate(layers):
-        shared, own = prefix and prefix.layer(n), angles[config.rope_of[n]]
-        static["window"] = config.windows[n]
-        x, held[n] = extend_layer(layer, held[n], shared, x, own, packed, **static)
-    shared, own = prefix and prefix.layer(len(layers)), angles[config.rope_of[-1]]
-    static["window"] = config.windows[-1]
+        shared, own = prefix and prefix.layer(n), static | {"window": windows[n]}
+        x, held[n] = extend_layer(layer, held[n], shared, x, angles[n], packed, **own)
+    shared, own = prefix and prefix.layer(len(layers)), static | {"window": windows[-1]}
     head = {name: x for name, x in params.items() if name not in ("embed", "layers")}
     held[-1], last_logits = extend_last(
-        last, head, held[-1], last_logits, shared, x, own, packed, **static
+        last, head, held[-1], last_logits, shared, x, angles[-1], packed, **own
     )
     return KVCache.of_layers(held), last_logits
 
@@ -243,12 +242,10 @@ def score(
     if nodes is not None:
         places = lengths[:, None] + depths
         x, angles = _embed(params["embed"], nodes, places, _before(prefix), **static)
+        windows, angles = config.windows, [angles[n] for n in config.rope_of]
         for n, (layer, held) in enumerate(zip(params["layers"], cache.layers, strict=True)):
-            shared, own = prefix and prefix.layer(n), angles[config.rope_of[n]]
-            x = score_layer(
-                layer, held, shared, x, own, slots, lengths, depths, sees,
-                **static, window=config.windows[n],
-            )  # fmt: skip
+            shared, own = prefix and prefix.layer(n), static | {"window": windows[n]}
+            x = score_layer(layer, held, shared, x, angles[n], slots, lengths, depths, sees, **own)
     return _edges(params, last_logits, x, slots, after, ids, **static)
 
 
