@@ -338,6 +338,15 @@ def test_directory_that_lies_is_refused(directory, change, words):
     assert words in str(error.value)
 
 
+def test_what_old_files_keep_beside_the_weights_is_left_out(directory):
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+    tensors["gpt_neox.layers.0.attention.bias"] = np.ones((1, 1, 4, 4), bool)
+    tensors["gpt_neox.layers.0.attention.masked_bias"] = np.float32(-1e9).reshape(())
+    save_file(tensors, directory / "model.safetensors")
+    assert_same(read_directory(directory)[1], random_params(CONFIG))
+
+
 def test_directory_cut_short_or_pickled_is_refused(directory):
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

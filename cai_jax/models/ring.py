@@ -47,6 +47,7 @@ def ring_attention(
     """
     heads = fitted(mesh, k.shape, "batch", "tokens", "kv_heads").spec
     ids = fitted(mesh, segment_ids.shape, "batch", "tokens").spec
+    window = None if window is None else jnp.asarray(window, jnp.int32)
     ring = functools.partial(_attend, size=mesh.shape["sequence"], softcap=softcap)
     specs = heads, heads, heads, ids, jax.sharding.PartitionSpec()
     return jax.shard_map(ring, mesh=mesh, in_specs=specs, out_specs=heads)(

@@ -65,7 +65,7 @@ def splash_attention(
         specs = (heads, heads, heads, ids, jax.sharding.PartitionSpec())
         # The kernel does not say along which axes its results vary.
         attend = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)
-    return attend(q, k, v, segment_ids, window)
+    return attend(q, k, v, segment_ids, None if len(ways) == 1 else window)
 
 
 def _attend(
