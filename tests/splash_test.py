@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cai_jax.mesh import MESH_AXES
-from cai_jax.models.attention import self_attention
+from cai_jax.models.attention import WIDEST, self_attention
 from cai_jax.models.splash import splash_attention
 
 # Two segments and padding; a segment that fills the row.
@@ -30,7 +30,7 @@ def inputs(head_dim, length=200, dtype=jnp.float32):
         (128, {}, (None,)),
         (64, {"window": 33}, (33,)),
         (64, {"window": jnp.int32(33), "softcap": 1.5}, (None, 33, None)),
-        (64, {"window": jnp.iinfo(jnp.int32).max, "softcap": 1.5}, (None, 33)),
+        (64, {"window": WIDEST, "softcap": 1.5}, (None, 33)),
     ],
 )
 def test_the_kernel_attends_as_plain_attention_and_has_its_gradients(head_dim, limits, windows):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from cai_jax.logprobs import softcapped
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to stays finite
+WIDEST = 2**31 - 1  # a window that holds any text, where a number must say so
 
 
 @flax.struct.dataclass

@@ -14,6 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from cai_jax.mesh import fitted
+from cai_jax.models.attention import WIDEST
 
 LANES = 128  # tokens are padded to multiples of it
 BLOCKS = (512, 256, 128)  # tokens of a block; the first that divides a row's is taken
@@ -56,7 +57,7 @@ def splash_attention(
     def attend(q, k, v, ids, window):
         if len(ways) == 1:
             return ways[0](q, k, v, ids)
-        known = jnp.array([w or jnp.iinfo(jnp.int32).max for w in kinds])
+        known = jnp.array([w or WIDEST for w in kinds])
         return jax.lax.switch(jnp.argmax(known == window), ways, q, k, v, ids)
 
     if mesh is not None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cai_jax.logprobs import softcapped
 from cai_jax.mesh import constrain, traced_mesh_of
+from cai_jax.models.attention import WIDEST
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import Angles, Block, Norm, rotary_angles
 
@@ -89,8 +90,7 @@ def by_layer(config: ModelConfig, positions: jax.Array) -> tuple[Angles, dict[st
         angles = tuple(map(jnp.stack, zip(angles, *others, strict=True)))
         own["rope"] = jnp.array(config.rope_of)
     if len(set(config.windows)) > 1:
-        everything = jnp.iinfo(jnp.int32).max
-        own["window"] = jnp.array([w or everything for w in config.windows])
+        own["window"] = jnp.array([w or WIDEST for w in config.windows])
     return angles, own
 
 
