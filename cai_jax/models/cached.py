@@ -74,9 +74,9 @@ def embedded(
 ) -> tuple[jax.Array, tuple[Angles, ...]]:
     """The residual stream [D, N] before the first layer, and cosines and sines [R/2, N] of each of
     the config's `ropes`."""
+    angles = rotary_angles(positions, config)
     x = jnp.take(embed, ids, axis=0).astype(dtype)
     x = scaled_embedding(x) if config.scaled_embeddings else x
-    angles = rotary_angles(positions, config)
     return x.T, tuple((cos[:, 0].T, sin[:, 0].T) for cos, sin in angles)
 
 
@@ -172,16 +172,16 @@ def _norm(config, dtype, weights: Params, name: str, x: jax.Array) -> jax.Array:
     if config.norm == "layer":
         x = x - jnp.mean(x, 0)
     x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), 0) + config.norm_eps)
-    x = x * (1 + scale if config.unit_offset else scale).reshape(-1, 1)
+    x = x * (1 + scale if config.unit_offset else scale)[:, None]
     return (x if bias is None else x + bias.astype(jnp.float32)[:, None]).astype(dtype)
 
 
 def _qk_norm(config, dtype, layer: Params, name: str, x: jax.Array) -> jax.Array:
     """[heads, C, N], by head or all heads together."""
-    norm = functools.partial(_norm, config, dtype, layer, name)
     if config.qk_norm == "head":
-        return jax.vmap(norm)(x)
-    return norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+        return jax.vmap(functools.partial(_norm, config, dtype, layer, name))(x)
+    scale = {name: layer[name].ravel()}
+    return _norm(config, dtype, scale, name, x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
