@@ -89,17 +89,18 @@ def test_logits_of_a_packed_row(both):
 
 
 SHARED = "Everybody reads these words first, and they are more than a window holds: "
+OPTIONS = (" yes, that is the one", " yes, that is not it", " no")
 PROMPTS = ("abc", "A somewhat longer one, which passes the window by itself.", "9")
 
 
-def test_greedy_texts(both):
-    """Behind a prefix that all share, token for token, through the engine's slots."""
+def test_the_engine(both):
+    """Behind a prefix that all share: greedy texts token for token, and options, longer than the
+    window and with a beginning in common, as a plain pass scores them."""
     model, theirs, _ = both
-    scripts = [
-        Script((Force(SHARED + text), Sample(64, temperature=0.0)), text) for text in PROMPTS
-    ]
-    engine = Engine(model, slots=2, max_length=192)
-    answers = engine.run(scripts)
+    scripts = [Script((Force(SHARED + t), Sample(64, temperature=0.0)), t) for t in PROMPTS]
+    scripts.append(Script((Force(SHARED + "Is it?"), Choose(OPTIONS)), "choice"))
+    engine = Engine(model, slots=2, max_length=160, few_sizes=True)
+    *answers, choice = engine.run(scripts)
     assert engine.stats.shared >= len(SHARED)
     for answer in answers:
         prompt = [model.tokenizer.bos_id, *answer.segments[0].tokens]
@@ -113,22 +114,14 @@ def test_greedy_texts(both):
                 pad_token_id=model.tokenizer.pad_id,
             )
         assert list(answer.segments[1].tokens) == whole[0, len(prompt) :].tolist()
-
-
-def test_options_are_scored_as_a_plain_pass_scores_them(both):
-    """Options longer than the window, and what they have in common read once."""
-    model, _, _ = both
-    options = (" yes, that is the one", " yes, that is not it", " no")
-    script = Script((Force(SHARED + "Is it?"), Choose(options)), "0")
-    (answer,) = Engine(model, slots=1, max_length=192).run([script])
-    context = [model.tokenizer.bos_id, *answer.segments[0].tokens]
-    for option, found in zip(options, answer.segments[1].option_logprobs, strict=True):
-        tokens = np.array([[*context, *model.tokenizer.encode(option)]])
-        ones = np.ones_like(tokens)
-        scores = logits_of(model.config, model.params, tokens, np.cumsum(ones, 1) - 1, ones)
-        scores = jax.nn.log_softmax(scores[0])
-        after = range(len(context), tokens.shape[1])
-        expected = sum(float(scores[n - 1, tokens[0, n]]) for n in after)
+    context = [model.tokenizer.bos_id, *choice.segments[0].tokens]
+    texts = [context + model.tokenizer.encode(option) for option in OPTIONS]
+    tokens = np.array([text + [0] * (128 - len(text)) for text in texts])
+    places = np.broadcast_to(np.arange(128), tokens.shape)
+    scores = logits_of(model.config, model.params, tokens, places, np.ones_like(tokens))
+    scores = np.asarray(jax.nn.log_softmax(scores))
+    for n, (text, found) in enumerate(zip(texts, choice.segments[1].option_logprobs, strict=True)):
+        expected = sum(scores[n, i - 1, text[i]] for i in range(len(context), len(text)))
         assert found == pytest.approx(expected, abs=2e-3)
 
 
