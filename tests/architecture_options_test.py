@@ -189,7 +189,7 @@ def test_what_config_json_leaves_out_has_a_default_and_is_written(tmp_path, kind
         ("gemma2", {"attn_logit_softcapping": "high"}, "attn_logit_softcapping = 'high'"),
         ("mistral", {"sliding_window": -4}, "sliding_window = -4"),
         ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers = [1]"),
-        ("gpt_neox", {"rotary_pct": 0.3}, "rotary_dim"),
+        ("gpt_neox", {"rotary_pct": 0.4}, "rotary_dim"),
         ("gemma3", {}, "is of gemma3, and only LlamaForCausalLM"),
     ],
 )
