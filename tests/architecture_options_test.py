@@ -148,6 +148,9 @@ def settings(kind, **more):
     return {"model_type": kind} | sizes | more
 
 
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_what_config_json_leaves_out_has_a_default_and_is_written(tmp_path, kind):
     config = config_of(settings(kind), tmp_path)
@@ -166,11 +169,11 @@ def test_what_config_json_leaves_out_has_a_default_and_is_written(tmp_path, kind
             "gemma3_text",
             {
                 "rope_parameters": {
-                    "full_attention": {"rope_theta": 1e6},
-                    "sliding_attention": {"rope_theta": 1e4, "rope_type": "yarn"},
+                    "full_attention": {"rope_theta": 1e6, **LINEAR},
+                    "sliding_attention": {"rope_theta": 1e4, **LINEAR},
                 }
             },
-            "'yarn'",
+            "the rope_type of sliding_attention = 'linear'",
         ),
         (
             "qwen3",

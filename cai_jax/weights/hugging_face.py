@@ -134,13 +134,14 @@ def _rope(raw: dict, settings: dict, head_dim: int, get, file: Path) -> dict[str
     if nested := [key for key, value in scaling.items() if isinstance(value, dict)]:
         raise WeightsError(f"{file} has rope_parameters for {nested[0]}, which is not supported")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    kinds = {kind, local.get("rope_type", "default")}
-    if kind not in ("default", "linear", "llama3") or len(kinds - {kind, "default"}):
-        kind = max(kinds - {"default"})
-        raise WeightsError(
-            f"{file} has rope_scaling = {kind!r}, and only 'default', 'linear' and 'llama3' are "
-            "supported"
-        )
+    for found, known in (
+        (kind, ("default", "linear", "llama3")),
+        (local.get("rope_type", "default"), ("default",)),
+    ):
+        if found not in known:
+            of = "rope_scaling" if len(known) > 1 else "the rope_type of sliding_attention"
+            known = " and ".join(map(repr, known))
+            raise WeightsError(f"{file} has {of} = {found!r}, and only {known} are supported")
     stretched = {}
     if kind != "default":
         keys = _LLAMA_3 if kind == "llama3" else {"factor": "factor"}
