@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 
+import jax
+
+from cai_jax.models import transformer
 from cai_jax.weights import vocabularies
 
 WINDOW = 8
@@ -22,7 +25,7 @@ ARCHITECTURES = {
     ),
     "qwen2 with windows": (
         "Qwen2",
-        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     ),
     "qwen3": ("Qwen3", {}),
     "qwen3_moe": (
@@ -48,7 +51,7 @@ ARCHITECTURES = {
         "Gemma3",
         {
             "sliding_window": WINDOW, "query_pre_attn_scalar": 24,
-            "layer_types": [LOCAL, LOCAL, FULL, LOCAL],
+            "layer_types": [LOCAL, FULL, LOCAL],
             "rope_parameters": {
                 FULL: {"rope_theta": 50000.0, **LINEAR},
                 LOCAL: {"rope_theta": 500.0, "rope_type": "default"},
@@ -65,11 +68,11 @@ ARCHITECTURES = {
     ),
     "olmo2": ("Olmo2", {}),
     "smollm2": ("Llama", {"tie_word_embeddings": True}),
-    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 1, 0, 1]}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
     "smollm3 with windows": (
         "SmolLM3",
         {
-            "no_rope_layers": [1, 0, 1, 0], "use_sliding_window": True, "sliding_window": WINDOW,
+            "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": WINDOW,
         },
     ),
     "phi3": ("Phi3", {"sliding_window": WINDOW, "pad_token_id": 258}),
@@ -78,10 +81,18 @@ ARCHITECTURES = {
         {"pad_token_id": 258, "rope_parameters": {"partial_rotary_factor": 0.5}},
     ),
 }  # fmt: skip
+# Which decode as another one does, in all that is decoding's own.
+LIKE_ANOTHER = (
+    "llama, stretched",
+    "smollm2",
+    "qwen3_moe, weights as they are",
+    "gpt_neox, one after the other",
+    "phi3, rotated in part",
+)
 SIZES = {
     "vocab_size": 300,
     "hidden_size": 48,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
@@ -98,6 +109,13 @@ WITHOUT = {  # of the sizes, what a class takes from others
     "Olmo2": ("head_dim",),
     "Phi3": ("head_dim",),
 }
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def logits_of(config, params, tokens, positions, segment_ids):
+    """float32[B, T, V] of a whole pass."""
+    hidden = transformer.hidden_states(config, params, tokens, positions, segment_ids)
+    return transformer.logits(params, hidden, config.logits_softcap)
 
 
 def theirs(name: str):
@@ -136,13 +154,3 @@ def save(model, folder) -> None:
     (folder / "tokenizer_config.json").write_text(
         '{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}', "utf-8"
     )
-
-
-def fields(config) -> dict:
-    """The fields of a ModelConfig that differ from a plain Llama's."""
-    return {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.default is not dataclasses.MISSING and field.compare
-        if getattr(config, field.name) != field.default
-    }

@@ -122,10 +122,11 @@ def cached_attention(
         out = jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
         return out.reshape(kv_heads, r, w, g, -1)
 
-    scores = [softcapped(product(q, p.k.astype(q.dtype)), softcap) for p in parts]
-    scores = [
-        jnp.where(p.mask[..., None, :], s, MASKED) for p, s in zip(parts, scores, strict=True)
-    ]
+    def scored(part: Part) -> jax.Array:
+        mask, scores = part.mask[..., None, :], product(q, part.k.astype(q.dtype))
+        return jnp.where(mask, softcapped(scores, softcap), MASKED)
+
+    scores = [scored(part) for part in parts]
     maximum = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
     weights = [jnp.exp(s - maximum) for s in scores]
     total = sum(x.sum(-1, keepdims=True) for x in weights)

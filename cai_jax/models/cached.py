@@ -244,6 +244,6 @@ def attend_and_write(
         return decode_attention(q, held, shared, seen, mesh, begins, softcap), held
     mask = number <= at[:, None]
     mask = mask if begins is None else mask & (number >= begins[:, None])
-    parts = *shared_part(shared, begins), Part(*held, mask[:, None])
-    out = cached_attention(q.swapaxes(0, 1)[:, :, None], parts, softcap)
+    own_part, q = Part(*held, mask[:, None]), q.swapaxes(0, 1)[:, :, None]
+    out = cached_attention(q, (*shared_part(shared, begins), own_part), softcap)
     return out[:, :, 0].swapaxes(0, 1), held
