@@ -342,7 +342,7 @@ def test_what_old_files_keep_beside_the_weights_is_left_out(directory):
     tensors = load_file(directory / "model.safetensors")
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
     tensors["gpt_neox.layers.0.attention.bias"] = np.ones((1, 1, 4, 4), bool)
-    tensors["gpt_neox.layers.0.attention.masked_bias"] = np.float32(-1e9).reshape(())
+    tensors["gpt_neox.layers.0.attention.masked_bias"] = np.full((), -1e9, np.float32)
     save_file(tensors, directory / "model.safetensors")
     assert_same(read_directory(directory)[1], random_params(CONFIG))
 
