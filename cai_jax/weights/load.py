@@ -52,7 +52,7 @@ class Model:
 def _logits(config: ModelConfig, params: transformer.Params, tokens: jax.Array) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden = transformer.hidden_states(config, params, tokens, positions, jnp.ones_like(tokens))
-    return transformer.logits(params, hidden)
+    return transformer.logits(params, hidden, config.logits_softcap)
 
 
 def load_model(

@@ -29,6 +29,8 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 _DTYPES = ("F32", "F16", "BF16", "F64")
+# What old files keep beside the weights; attention's are GPT-NeoX's causal mask.
+_BUFFERS = ("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -50,7 +52,6 @@ def read_directory(directory: Path) -> tuple[ModelConfig, dict, Tokenizer, str |
     config = config_of(raw, directory / "config.json")
     where = _tensor_files(directory)
     shapes, read = _open(where)
-    shapes = {n: s for n, s in shapes.items() if not n.endswith("rotary_emb.inv_freq")}
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if config.tied_embeddings and head in shapes and shapes.get(embedding) == shapes[head]:
         # Some files keep the tied matrix twice.
@@ -145,6 +146,8 @@ def _open(files: list[Path]):
                 f"{file} is cut short or no safetensors file; get it again"
             ) from error
         for name in handle.keys():  # noqa: SIM118  (the handle is no mapping)
+            if name.endswith(_BUFFERS):
+                continue
             part = handle.get_slice(name)
             if name in shapes:
                 raise WeightsError(f"{file} has the tensor {name} a second time")
