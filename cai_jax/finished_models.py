@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from cai_jax.mesh import place
-from cai_jax.training.checkpoint import load_params
+from cai_jax.saved_params import load_params
 from cai_jax.weights.load import Model, load_model
 from cai_jax.workdir import digest, rl_stage
 

@@ -18,7 +18,7 @@ FLOORS = {
     0: """storage script conversation chat_template tokenizer sentencepiece_tokenizer principles
           paper_prompts paper_import constitution records prompts labels questions encoding
           datasets""",
-    1: "hosts shards growing replacing rng mesh batch logprobs losses returns",
+    1: "hosts shards growing replacing rng saved_params mesh batch logprobs losses returns",
     2: "models weights",
     3: "decoding",
     4: "training",

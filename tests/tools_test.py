@@ -17,7 +17,7 @@ from cai_jax.constitution import load
 from cai_jax.conversation import Conversation
 from cai_jax.datasets import xstest
 from cai_jax.decoding.respond import Reply
-from cai_jax.training.checkpoint import save_params
+from cai_jax.saved_params import save_params
 from cai_jax.weights import fetch as weights
 from cai_jax.weights.safetensors import read_directory, write_directory
 
