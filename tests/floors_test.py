@@ -26,7 +26,8 @@ FLOORS = {
     6: """figures progress goodput settings machine memory workdir run report plan doctor
           finished_models command_config tools event_file curves held_out_comparisons pipeline
           relabel label_ablation generate_prompts evaluation_settings evaluations snapshot_answers
-          snapshot_evaluation harmfulness_settings harmfulness_scores human_preferences cli""",
+          snapshot_evaluation harmfulness_settings harmfulness_scores human_preferences
+          weight_verbs cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 

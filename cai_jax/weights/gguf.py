@@ -13,17 +13,24 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.tokenizer import Tokenizer
 from cai_jax.weights import names, vocabularies
 from cai_jax.weights.names import WeightsError
+from cai_jax.weights.stored import Stored
 
 ARCHITECTURES = ("llama", "qwen2")
 
 
 def read_gguf(path: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
-    """Reads a GGUF file of an architecture in ARCHITECTURES, quantised or not.
-
-    Everything is checked before a tensor is touched: metadata, names, shapes, length of the file.
+    """Reads a GGUF file whole, into memory of the host: see `open_gguf`.
 
     Returns:
       (configuration, params as numpy float32, tokenizer, chat template or None).
+    """
+    return open_gguf(path).whole()
+
+
+def open_gguf(path: Path) -> Stored:
+    """Opens a GGUF file of an architecture in ARCHITECTURES, quantised or not.
+
+    Everything is checked before a tensor is touched: metadata, names, shapes, length of the file.
 
     Raises:
       WeightsError: the file is cut short or is no GGUF file, its architecture, vocabulary or
@@ -33,16 +40,17 @@ def read_gguf(path: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
     path = Path(path)
     stat = path.stat()
     config, tensors, tokenizer, template = _opened(path, stat.st_mtime_ns, stat.st_size)
-    heads = {"attn_q.weight": config.heads, "attn_k.weight": config.kv_heads}
-    if config.qkv_bias:  # Qwen2's rows stand as Hugging Face has them
-        heads = {}
+    # Qwen2's rows stand as Hugging Face has them.
+    turned = () if config.qkv_bias else ("attn_q.weight", "attn_k.weight")
 
-    def read(name: str) -> np.ndarray:
-        array = gguf.quants.dequantize(*tensors[name][:2]).reshape(tensors[name][2])
-        kind = name.split(".", 2)[-1]
-        return _rotary_rows(array, heads[kind]) if kind in heads else array
+    def read(name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        data, kind, shape = tensors[name]
+        array = gguf.quants.dequantize(data[index[:1]], kind).reshape(-1, *shape[1:])
+        if name.split(".", 2)[-1] in turned:
+            array = rotary_rows(array, len(array) // config.head_dim)
+        return array[(slice(None), *index[1:])]
 
-    return config, names.assemble(config, "gguf", read), tokenizer, template
+    return Stored(config, "gguf", read, tokenizer, template, (path,))
 
 
 @functools.lru_cache(maxsize=1)
@@ -139,7 +147,7 @@ def _readable(kind: gguf.GGMLQuantizationType) -> bool:
     return True
 
 
-def _rotary_rows(rows: np.ndarray, heads: int) -> np.ndarray:
+def rotary_rows(rows: np.ndarray, heads: int) -> np.ndarray:
     """Undoes llama.cpp's row order of q and k.
 
     llama.cpp rotates neighbouring pairs of a head, Hugging Face its first against its second
