@@ -17,6 +17,7 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.tokenizer import Tokenizer
 from cai_jax.weights.fetch import SOURCES, fetch
 from cai_jax.weights.gguf import open_gguf
+from cai_jax.weights.llama2c import open_llama2c
 from cai_jax.weights.names import WeightsError
 from cai_jax.weights.safetensors import PICKLES, open_directory
 from cai_jax.weights.saved import PARAMS, Saved, open_checkpoint
@@ -95,6 +96,8 @@ def open_model(
         return open_checkpoint(path) if (path / PARAMS).is_dir() else open_directory(path)
     if path.suffix == ".gguf" and path.exists():
         return open_gguf(path)
+    if path.suffix == ".bin" and path.exists():
+        return open_llama2c(path)
     if str(path_or_name) in SOURCES:
         return open_gguf(fetch(str(path_or_name), report))
     if path.suffix in PICKLES and path.exists():
