@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import gguf
 import numpy as np
 
-from cai_jax.models.config import ModelConfig
+from cai_jax.models.config import ModelConfig, RopeScaling
 from cai_jax.tokenizer import Tokenizer
 from cai_jax.weights import names, vocabularies
 from cai_jax.weights.names import WeightsError
 from cai_jax.weights.stored import Stored
 
 ARCHITECTURES = ("llama", "qwen2")
+# By what rotary frequencies are divided; llama.cpp's files have this in place of a scaling's name.
+_ROPE = "rope_freqs.weight"
+_PUBLISHED = tuple(RopeScaling(factor, low=1.0, high=4.0, context=8192) for factor in (8.0, 32.0))
 
 
 def read_gguf(path: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
@@ -71,6 +75,10 @@ def _opened(path: Path, *version: int) -> tuple[ModelConfig, dict[str, tuple], T
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: tuple(int(n) for n in t.shape[::-1]) for name, t in tensors.items()}
     config = _config(metadata, shapes, path)
+    if _ROPE in shapes:
+        factors = np.array(tensors[_ROPE].data, np.float32)
+        config = dataclasses.replace(config, rope_scaling=_rope_scaling(factors, config, path))
+        del tensors[_ROPE], shapes[_ROPE]
     names.check(shapes, config, "gguf", path)
     for name, tensor in tensors.items():
         if not _readable(tensor.tensor_type):
@@ -104,6 +112,11 @@ def _config(metadata: dict[str, Any], shapes: dict, path: Path) -> ModelConfig:
             raise WeightsError(f"{path} has {kind}.{key} = {value!r}, not a positive number")
         return value
 
+    if metadata.get("split.count", 1) > 1:
+        raise WeightsError(
+            f"{path} is one of {metadata['split.count']} parts of a model; put them together with "
+            "`llama-gguf-split --merge`"
+        )
     for key, plain in (("expert_count", 0), ("rope.scaling.type", "none")):
         if metadata.get(f"{kind}.{key}", plain) != plain:
             raise WeightsError(
@@ -132,6 +145,26 @@ def _config(metadata: dict[str, Any], shapes: dict, path: Path) -> ModelConfig:
         tied_embeddings="output.weight" not in shapes,
         context=get("context_length"),
         qkv_bias=kind == "qwen2",
+    )
+
+
+def _rope_scaling(factors: np.ndarray, config: ModelConfig, path: Path) -> RopeScaling:
+    """The scaling whose factors a file has, of those that published models have.
+
+    Raises:
+      WeightsError: it is none of them.
+    """
+    halves = np.arange(0, config.head_dim, 2) / config.head_dim
+    waves = 2 * np.pi * config.rope_theta**halves  # in tokens
+    for scaling in _PUBLISHED:
+        turns = scaling.context / waves
+        kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+        expected = 1 / (kept + (1 - kept) / scaling.factor)
+        if factors.shape == expected.shape and np.allclose(factors, expected, rtol=1e-4, atol=0):
+            return scaling
+    raise WeightsError(
+        f"{path} has the tensor {_ROPE}, whose factors are neither Llama 3.1's nor 3.2's; use the "
+        "model's Hugging Face directory"
     )
 
 
