@@ -12,7 +12,7 @@ from cai_jax.finished_models import PREFERENCE_MODEL, STAGES, last_stage, traine
 from cai_jax.models.transformer import COMPUTE_DTYPES
 from cai_jax.tools import ToolError, say, tool_parser
 from cai_jax.weights.classifier import write_classifier
-from cai_jax.weights.load import open_model
+from cai_jax.weights.load import open_model, words_of
 from cai_jax.weights.safetensors import INDEX, SHARD_BYTES, WHOLE, write_directory
 from cai_jax.weights.saved import PARAMS, fingerprint_as, write_checkpoint
 
@@ -31,11 +31,12 @@ def import_weights(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     target = _target(options, holds=(PARAMS,), other=(WHOLE, INDEX))
     opened = open_model(options.model, say)
+    tokenizer, _ = words_of(opened, options.model)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # which has room for all of it
         params = opened.params(options.dtype, None)
         fingerprint = fingerprint_as(opened.fingerprint, options.dtype)
         write_checkpoint(
-            target, opened.config, params, opened.tokenizer, opened.template, fingerprint,
+            target, opened.config, params, tokenizer, opened.template, fingerprint,
             Path(options.model),
         )  # fmt: skip
     print(f"{options.model} written to {target}")
@@ -81,9 +82,10 @@ def export_weights(arguments: list[str]) -> None:
             workdir = storage.path(options.workdir)
             stage = options.stage or last_stage(workdir)
             opened, params, start = trained_in_run(workdir, stage, options.step, say)
+        tokenizer, _ = words_of(opened, start)
         write = write_classifier if stage == PREFERENCE_MODEL else write_directory
         bias = write(
-            target, opened.config, params, opened.tokenizer, opened.template, Path(start), **written
+            target, opened.config, params, tokenizer, opened.template, Path(start), **written
         )
     if bias:
         say(f"the scores of the written model are lower by {bias:.6g}, each of them")

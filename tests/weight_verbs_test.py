@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import weights_test
 from fakes import CHATML, tiny_model
 from safetensors.numpy import load_file
+from weights_test import CONFIG, random_params, write_gguf
 
 from cai_jax import cli
 from cai_jax.models import heads, transformer
@@ -17,7 +19,7 @@ from cai_jax.saved_params import save_params
 from cai_jax.training import optimizer, state
 from cai_jax.training.checkpoint import Checkpoints
 from cai_jax.training.optimizer import OptimizerConfig
-from cai_jax.weights.load import load_model, open_model
+from cai_jax.weights.load import load_model
 from cai_jax.weights.safetensors import write_directory
 
 TOKENS = np.array([[5, 80, 81, 200, 7, 9], [90, 91, 92, 93, 94, 95]])
@@ -218,15 +220,14 @@ def test_a_stage_underway(typed, run, tmp_path, stage, step, by):
     assert sorted(run.rglob("*")) == before  # the trainer's folder is as it was
 
 
-def test_gguf_comes_out_too(typed, tmp_path):
-    """Any model can be written for other software, not a run's alone."""
-    from weights_test import CONFIG, random_params, write_gguf
-
+def test_gguf_comes_out_too(typed, tmp_path, monkeypatch):
+    """Any model can be written for other software, not a run's alone; its turns end there too."""
+    monkeypatch.setattr(weights_test, "TEMPLATE", CHATML.replace("<|im_end|>", "<|im_start|>"))
     path = write_gguf(tmp_path / "m.gguf", random_params(CONFIG))
     assert typed("export-weights", f"--from={path}", f"--to={tmp_path / 'out'}")[0] == 0
-    out, start = open_model(tmp_path / "out"), open_model(path)
-    same(out.params("float32", None), start.params("float32", None))
-    assert (out.template, out.config) == (start.template, start.config)
+    same(load_model(tmp_path / "out").params, load_model(path).params)
+    ends = json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"]
+    assert ends == list(load_model(path).tokenizer.end_ids) and 1 in ends
 
 
 def test_nothing_is_replaced_unasked(typed, directory, tmp_path):

@@ -118,11 +118,19 @@ def opened_as(opened: Stored | Saved, params: transformer.Params, name: str) -> 
     Raises:
       WeightsError: its chat template cannot be used.
     """
-    tokenizer, form = opened.tokenizer, PaperFormat()
-    if opened.template:
-        try:
-            form = ChatFormat.for_tokenizer(opened.template, tokenizer)
-        except ValueError as error:
-            raise WeightsError(f"{name}: {error}") from error
-        tokenizer = with_turn_end(tokenizer, form)
-    return Model(opened.config, params, tokenizer, form, name, opened.fingerprint)
+    return Model(opened.config, params, *words_of(opened, name), name, opened.fingerprint)
+
+
+def words_of(opened: Stored | Saved, name: str) -> tuple[Tokenizer, PaperFormat | ChatFormat]:
+    """(tokenizer, format): the template's end of turn is among the tokenizer's end ids.
+
+    Raises:
+      WeightsError: the chat template cannot be used.
+    """
+    if not opened.template:
+        return opened.tokenizer, PaperFormat()
+    try:
+        form = ChatFormat.for_tokenizer(opened.template, opened.tokenizer)
+    except ValueError as error:
+        raise WeightsError(f"{name}: {error}") from error
+    return with_turn_end(opened.tokenizer, form), form

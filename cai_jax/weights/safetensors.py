@@ -117,7 +117,7 @@ def write_model(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    for old in directory.glob("model*.safetensors*"):
+    for old in (*directory.glob("model*.safetensors*"), *directory.glob("*.partial")):
         old.unlink()
     write_words(directory, tokenizer, template, source)
     write_json(directory / "config.json", description | {"torch_dtype": dtype})
