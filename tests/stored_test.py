@@ -225,7 +225,7 @@ def test_a_gigabyte_is_loaded_with_little_more(tmp_path, devices):
     found = ended(start(program, folder, devices))
     (folder / "0.safetensors").unlink()
     assert found["size"] > 1e9 * 0.9
-    assert found["grown"] < 1.5 * found["size"], found
+    assert found["grown"] < 1.75 * found["size"], found
 
 
 def growth(folder):
