@@ -88,6 +88,19 @@ def compare_all(folder):
                     assert layout(params) == layout(place(params, mesh))
 
 
+def test_saved_params_go_to_the_device_that_code_asks_for(tmp_path):
+    """As import-weights and export-weights do, whose models need not fit an accelerator."""
+    program = """
+        import sys, jax, jax.numpy as jnp
+        from cai_jax.saved_params import load_params, save_params
+        save_params(sys.argv[1] + "/p", {"a": jnp.ones(4)}, {})
+        with jax.default_device(jax.devices()[2]):
+            assert load_params(sys.argv[1] + "/p")[0]["a"].devices() == {jax.devices()[2]}
+        assert load_params(sys.argv[1] + "/p")[0]["a"].devices() == {jax.devices()[0]}
+    """
+    run(program, tmp_path, devices=4)
+
+
 def same_bits(dtype):
     def check(a, b):
         assert a.dtype == dtype
