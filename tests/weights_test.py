@@ -89,6 +89,8 @@ def write_gguf(path, params, config=CONFIG, **change):
         writer.add_layer_norm_rms_eps(config.norm_eps)
     if "experts" in change:
         writer.add_expert_count(change["experts"])
+    if "parts" in change:
+        writer.add_uint16("split.count", change["parts"])
     table = gguf_vocabulary()
     writer.add_tokenizer_model(change.get("vocabulary", "gpt2"))
     writer.add_tokenizer_pre(change.get("pre", "smollm"))
