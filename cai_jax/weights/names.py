@@ -170,7 +170,7 @@ def _joined(name: str, parts: list[np.ndarray], config: ModelConfig) -> np.ndarr
     if BY_HEAD in name:
         apart = [part.reshape(-1, config.head_dim, *part.shape[1:]) for part in parts]
         return np.stack(apart, 1).reshape(-1, *parts[0].shape[1:])
-    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def check(

@@ -132,7 +132,7 @@ def write_model(
 
     total = 0
     for name, tensor in tensors:
-        tensor = tensor.astype(dtype, copy=False)
+        tensor = np.ascontiguousarray(tensor.astype(dtype, copy=False))  # as safetensors takes it
         if part and sum(x.nbytes for x in part.values()) + tensor.nbytes > shard_bytes:
             put()
         part[name] = tensor
