@@ -53,13 +53,16 @@ Without a config; each takes --help:
   tensorboard     a run's curves as TensorBoard event files: --workdir=DIR [--to=DIR]
   wandb           a run's curves to Weights & Biases: --workdir=DIR [--project=NAME]
   constitution    check FILE | diff FILE FILE | import --from=DIR --to=FILE.yaml
-  import-weights  a known model or a .gguf file to Hugging Face layout: --from=MODEL --to=DIR
-  export-weights  a run's model to Hugging Face layout: --workdir=DIR [--stage=NAME] --to=DIR
+  import-weights  any model to a checkpoint of ours, whose slices each host reads for itself:
+                  --from=MODEL --to=DIR [--dtype=bfloat16]
+  export-weights  to safetensors for other software, a run's model: --workdir=DIR --to=DIR
+                  [--stage=finetune|ppo|dpo|preference_model] [--step=N]; or any: --from=MODEL
 """
 
 STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "figures")
 ALONE = ("label-ablation", "generate-prompts", "harmfulness", "human-preferences")
-TOOLS = ("chat", "fetch", "data", "constitution", "import-weights", "export-weights")
+TOOLS = ("chat", "fetch", "data", "constitution")
+WEIGHTS = ("import-weights", "export-weights")
 CURVES = ("tensorboard", "wandb")
 
 
@@ -96,6 +99,10 @@ def main(argv: list[str] | None = None) -> int:
             from cai_jax import curves
 
             getattr(curves, verb)(rest)
+        elif verb in WEIGHTS:
+            from cai_jax import weight_verbs
+
+            getattr(weight_verbs, verb.replace("-", "_"))(rest)
         elif verb in TOOLS:
             from cai_jax import tools
 
@@ -103,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
                 keep_compiled_programs()
             getattr(tools, verb.replace("-", "_"))(rest)
         else:
-            known = ", ".join(("run", *STAGES, *ALONE, "doctor", "plan", *CURVES, *TOOLS))
+            known = ", ".join(("run", *STAGES, *ALONE, "doctor", "plan", *CURVES, *TOOLS, *WEIGHTS))
             raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
     except KeyboardInterrupt as stopped:  # or SIGTERM, of training.preemption
         said = str(stopped) or "Stopped"

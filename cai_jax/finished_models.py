@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,18 @@ from pathlib import Path
 import jax
 
 from cai_jax.mesh import place
-from cai_jax.training.checkpoint import load_params
-from cai_jax.weights.load import Model, load_model
+from cai_jax.models import heads, transformer
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.transformer import Params
+from cai_jax.saved_params import load_params
+from cai_jax.training.checkpoint import trained_params
+from cai_jax.weights.load import Model, load_model, open_model, opened_as
+from cai_jax.weights.saved import Saved
+from cai_jax.weights.stored import Stored
 from cai_jax.workdir import digest, rl_stage
 
 STAGES = ("ppo", "dpo", "finetune")  # that leave a language model, the last ones first
+PREFERENCE_MODEL = "preference_model"
 
 
 class RunError(ValueError):
@@ -29,27 +37,77 @@ def model_of_run(
     Raises:
       RunError: the folder is no run, is damaged, or the stage is not finished.
     """
-    config = workdir / "config.json"
-    if not config.is_file():
-        raise RunError(f"{workdir} is no run: it has no config.json; give a run's --workdir.")
-    finished = [s for s in STAGES if (workdir / s / "done.json").exists()]
-    if not finished or (stage and stage not in finished):
-        raise RunError(
-            f"{workdir} has no finished '{stage or 'finetune'}'; run `cai-jax run` with it first."
-        )
-    start, dtype = _noted(config, "model", "dtype")
-    if not stage:  # where both were tried, RL-CAI is the config's
-        stage = chosen if (chosen := rl_stage(workdir)) in finished else finished[0]
-    model = load_model(start, dtype, report=report)
+    stage = stage or last_stage(workdir)
+    start, dtype = _noted(workdir / "config.json", "model", "dtype")
+    if not (workdir / stage / "done.json").exists():
+        raise _unfinished(workdir, stage)
+    opened = open_model(start, report)
     params = load_params(workdir / stage / "params")[0]
-    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (model.params, params)]
+    check_trained(params, opened.config, workdir / stage / "params", start)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return opened_as(opened, params, f"{start} after {stage}"), start
+
+
+def last_stage(workdir: Path) -> str:
+    """The run's last finished stage that leaves a language model, of STAGES.
+
+    Raises:
+      RunError: the folder is no run, is damaged, or no stage is finished.
+    """
+    _noted(workdir / "config.json")
+    finished = [s for s in STAGES if (workdir / s / "done.json").exists()]
+    if not finished:
+        raise _unfinished(workdir, "finetune")
+    # Where both were tried, RL-CAI is the config's.
+    return chosen if (chosen := rl_stage(workdir)) in finished else finished[0]
+
+
+def check_trained(
+    params: Params, config: ModelConfig, where: Path, start: str, scores: bool = False
+) -> None:
+    """Raises RunError unless params are those of a model, or where it `scores` of its scorer."""
+    trunk = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
+    tree = jax.eval_shape(heads.with_scalar_head, trunk) if scores else trunk
+    shapes = [jax.tree.map(lambda x: x.shape, found) for found in (tree, params)]
     if shapes[0] != shapes[1]:
         raise RunError(
-            f"{workdir / stage / 'params'} is of another shape than {start}, which the run says "
-            "it began with; put that model back."
+            f"{where} is of another shape than {start}, which the run says it began with; put "
+            "that model back."
         )
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return dataclasses.replace(model, params=params, name=f"{start} after {stage}"), start
+
+
+def trained_in_run(
+    workdir: Path, stage: str, step: int | None, report: Callable[[str], None]
+) -> tuple[Stored | Saved, Params, str]:
+    """What a stage of a run has trained, finished or not, in the dtype it is kept in: float32.
+
+    Args:
+      stage: one of STAGES, or PREFERENCE_MODEL, also of a `human-preferences` workdir.
+      step: of the checkpoint to take while the stage is underway; None for the finished stage.
+
+    Returns:
+      (the model that the stage began as, params, that model's name); of the preference model the
+      params have a scalar head and no output matrix.
+
+    Raises:
+      RunError: the folder is no run, is damaged, or the stage is not finished and no step is given.
+      CheckpointError: there is no checkpoint of that step.
+    """
+    (start,) = _noted(workdir / "config.json", "model")
+    scores = stage == PREFERENCE_MODEL
+    if scores:
+        judge = json.loads((workdir / "config.json").read_text("utf-8")).get("feedback_model")
+        start = judge or start
+    folder = workdir / stage
+    where = folder / "params" if step is None else folder / "checkpoints"
+    if step is None and not (folder / "done.json").exists():
+        raise _unfinished(workdir, stage)
+    opened = open_model(start, report)
+    params = load_params(where)[0] if step is None else trained_params(where, step)
+    if not scores:  # PPO's policy may have its value function on the same trunk
+        params = heads.without_scalar_head(params)
+    check_trained(params, opened.config, where, start, scores)
+    return opened, params, start
 
 
 def start_of_run(workdir: Path, report: Callable[[str], None]) -> Model:
@@ -73,7 +131,7 @@ def preference_model_of_run(
     Raises:
       RunError: the folder is neither, is damaged, or its preference model is not finished.
     """
-    folder = workdir / "preference_model"
+    folder = workdir / PREFERENCE_MODEL
     if not (folder / "done.json").exists():
         raise RunError(
             f"{workdir} has no finished 'preference_model'; run `cai-jax train-pm`, or `cai-jax "
@@ -90,8 +148,16 @@ def preference_model_of_run(
     )
 
 
+def _unfinished(workdir: Path, stage: str) -> RunError:
+    underway = (workdir / stage / "checkpoints").is_dir()
+    more = ", or `cai-jax export-weights --step=N` with one of its checkpoints" if underway else ""
+    return RunError(f"{workdir} has no finished '{stage}'; run `cai-jax run` with it first{more}.")
+
+
 def _noted(config: Path, *keys: str) -> list[str]:
     """Values of a run's config.json."""
+    if not config.is_file():
+        raise RunError(f"{config.parent} is no run: it has no config.json; give a run's --workdir.")
     try:
         settings = json.loads(config.read_text("utf-8"))
         return [settings[key] for key in keys]

@@ -31,12 +31,12 @@ from cai_jax.models.scoring import score_texts
 from cai_jax.pipeline import read_records, stepper
 from cai_jax.progress import Progress, ResultRow
 from cai_jax.records import Provenance, Response
+from cai_jax.saved_params import load_params, save_params
 from cai_jax.settings import ConfigError, build
 from cai_jax.shards import Shards
 from cai_jax.snapshot_answers import COLUMNS
 from cai_jax.stages import absolute_harmfulness
 from cai_jax.stages.absolute_harmfulness import text_of, train_scorer
-from cai_jax.training.checkpoint import load_params, save_params
 from cai_jax.weights.load import load_model
 from cai_jax.workdir import Workdir, commit, digest, rl_sequences, rl_stage
 

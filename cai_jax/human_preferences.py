@@ -26,6 +26,7 @@ from cai_jax.models.scoring import score_texts
 from cai_jax.pipeline import counter, read_records, stepper
 from cai_jax.progress import Progress, ResultRow
 from cai_jax.records import Provenance
+from cai_jax.saved_params import load_params, save_params
 from cai_jax.settings import (
     ConfigError,
     MeshShape,
@@ -36,7 +37,6 @@ from cai_jax.settings import (
 )
 from cai_jax.shards import Shards
 from cai_jax.stages import preference_model
-from cai_jax.training.checkpoint import load_params, save_params
 from cai_jax.weights.load import Model, load_model
 from cai_jax.workdir import Workdir, commit, digest
 

@@ -40,7 +40,12 @@ def entropy(logits: jax.Array) -> jax.Array:
 
 
 def chunked_token_logprobs(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float, chunk: int
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    temperature: float,
+    chunk: int,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities and entropies from the last hidden states, never all logits at once.
 
@@ -55,6 +60,7 @@ def chunked_token_logprobs(
       targets: int32[B, T]; targets[b, t] is predicted from hidden[b, t], the caller has shifted.
       temperature: of the distribution, above 0.
       chunk: positions at a time; T need not be a multiple.
+      softcap: c of c tanh(logits / c), which is divided by the temperature; None for none.
 
     Returns:
       logprobs float32[B, T] of the targets and entropy float32[B, T] of the distributions.
@@ -81,7 +87,7 @@ def chunked_token_logprobs(
         if mesh is None:  # one matrix: XLA's gradient for CPU copies logits of two leading axes
             states = states.reshape(-1, states.shape[-1])
         logits = jnp.einsum("...d,dv->...v", states, head, preferred_element_type=jnp.float32)
-        logits = logits.reshape(*ids.shape, -1)
+        logits = softcapped(logits.reshape(*ids.shape, -1), softcap)
         logits = constrain(logits / temperature, mesh, "replicas", None, "unembedded")
         return carry, (_gather(logits, ids), _entropy(logits))
 
@@ -90,6 +96,11 @@ def chunked_token_logprobs(
         x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in (logprobs, entropies)
     )
     return logprobs, entropies
+
+
+def softcapped(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap tanh(x / cap), elementwise; x where there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def kl_k1(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:

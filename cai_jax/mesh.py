@@ -47,7 +47,14 @@ DEFAULT_RULES: Rules = (
 # are all covered; a layer's tensors have a leading layers axis.
 _PARAM_AXES: Mapping[tuple[str, str], AxisNames] = {
     ("embed", "embedding"): ("vocab", "embed"),
-    ("attention_norm", "scale"): ("layers", "norm"),
+    **{
+        (f"{name}_norm", kind): ("layers", "norm")
+        for name in ("attention", "attention_post", "mlp", "mlp_post")
+        for kind in ("scale", "bias")
+    },
+    # Of all heads together; over each head's own dimensions they have no axis of heads.
+    ("q_norm", "scale"): ("layers", "heads", "head_dim"),
+    ("k_norm", "scale"): ("layers", "kv_heads", "head_dim"),
     ("q", "kernel"): ("layers", "embed", "heads", "head_dim"),
     ("k", "kernel"): ("layers", "embed", "kv_heads", "head_dim"),
     ("v", "kernel"): ("layers", "embed", "kv_heads", "head_dim"),
@@ -55,8 +62,11 @@ _PARAM_AXES: Mapping[tuple[str, str], AxisNames] = {
     ("k", "bias"): ("layers", "kv_heads", "head_dim"),
     ("v", "bias"): ("layers", "kv_heads", "head_dim"),
     ("o", "kernel"): ("layers", "heads", "head_dim", "embed"),
-    ("mlp_norm", "scale"): ("layers", "norm"),
+    ("o", "bias"): ("layers", None),
     ("gate", "kernel"): ("layers", "embed", "mlp"),
+    ("gate", "bias"): ("layers", "mlp"),
+    ("up", "bias"): ("layers", "mlp"),
+    ("down", "bias"): ("layers", None),
     ("up", "kernel"): ("layers", "embed", "mlp"),
     ("down", "kernel"): ("layers", "mlp", "embed"),
     ("router", "kernel"): ("layers", "embed", None),
@@ -64,6 +74,7 @@ _PARAM_AXES: Mapping[tuple[str, str], AxisNames] = {
     ("experts_up", "kernel"): ("layers", None, "embed", "mlp"),
     ("experts_down", "kernel"): ("layers", None, "mlp", "embed"),
     ("final_norm", "scale"): ("norm",),
+    ("final_norm", "bias"): ("norm",),
     ("lm_head", "kernel"): ("embed", "vocab"),
     ("scalar_head", "kernel"): ("embed", None),
     ("scalar_head", "bias"): (None,),

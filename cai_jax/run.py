@@ -24,10 +24,10 @@ from cai_jax.principles import first_principles
 from cai_jax.progress import Progress
 from cai_jax.prompts import Format
 from cai_jax.records import Provenance
+from cai_jax.saved_params import check_shapes, load_params, save_params
 from cai_jax.settings import ALGORITHMS, ConfigError, RunSettings
 from cai_jax.stages.ppo import fitting
 from cai_jax.stages.preference_model import apart, half
-from cai_jax.training.checkpoint import check_shapes, load_params, save_params
 from cai_jax.training.rollout import RETOKENIZED
 from cai_jax.weights.load import Model, load_model
 from cai_jax.workdir import Workdir, commit, digest

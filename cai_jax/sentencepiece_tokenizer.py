@@ -45,9 +45,12 @@ class SentencePieceTokenizer(TokenizerBase):
         proto.normalizer_spec.add_dummy_prefix = False
         proto.normalizer_spec.remove_extra_whitespaces = False
         self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor(
-            model_proto=proto.SerializeToString()
-        )
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(
+                model_proto=proto.SerializeToString()
+            )
+        except RuntimeError as error:
+            raise ValueError(f"SentencePiece cannot use the vocabulary: {error}") from error
         sp = self._processor
         self.vocab_size = sp.get_piece_size()
         pieces = [sp.id_to_piece(i) for i in range(self.vocab_size)]

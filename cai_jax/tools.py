@@ -1,4 +1,4 @@
-"""The verbs without a config: chat, fetch, data, constitution, import- and export-weights."""
+"""The verbs without a config, but for those of weights: chat, fetch, data, constitution."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from cai_jax.finished_models import STAGES, model_of_run
 from cai_jax.principles import NOUNS
 from cai_jax.weights import fetch as weights
 from cai_jax.weights.load import Model, load_model
-from cai_jax.weights.safetensors import write_directory
 
 LONGEST_CHAT = 2048  # tokens of history that a chat keeps, the reply counted
 
@@ -60,22 +59,22 @@ def chat(arguments: list[str]) -> None:
             f"--max_new_tokens is {options.max_new_tokens}; it must be below {length}, which is "
             "what a chat with this model holds."
         )
-    _say(f"{model.name}: type a message; /reset forgets the conversation, /quit ends it.")
+    say(f"{model.name}: type a message; /reset forgets the conversation, /quit ends it.")
     engine, talk = Engine(model, 1, length), Conversation()
     for number, line in enumerate(_lines()):
         if line == "/quit":
             break
         if line == "/reset":
             talk = Conversation()
-            _say("(the conversation is forgotten)")
+            say("(the conversation is forgotten)")
             continue
         asked = talk.human(line)
         kept, cut = cut_from_front(model, asked, length - options.max_new_tokens)
         if kept is None:
-            _say(f"(this message alone is too long for {length} tokens; it was left out)")
+            say(f"(this message alone is too long for {length} tokens; it was left out)")
             continue
         if cut:
-            _say(f"(the conversation is too long: its first {cut} turns are forgotten)")
+            say(f"(the conversation is too long: its first {cut} turns are forgotten)")
         ((reply,),) = respond(
             engine,
             model.format,
@@ -88,7 +87,7 @@ def chat(arguments: list[str]) -> None:
         )
         print(reply.text, flush=True)
         if reply.stop_reason == "length":
-            _say(f"(cut off after {options.max_new_tokens} tokens)")
+            say(f"(cut off after {options.max_new_tokens} tokens)")
         talk = kept.assistant(reply.text)
 
 
@@ -127,9 +126,9 @@ def fetch(arguments: list[str]) -> None:
     name = parser.parse_args(arguments).name
     if name in data_sets:
         for _, file in data_sets[name].files:
-            print(files.fetch(file, data_sets[name].home, _say))
+            print(files.fetch(file, data_sets[name].home, say))
         return
-    file = weights.fetch(name, _say)
+    file = weights.fetch(name, say)
     print(f"{name}\n  file    {file}\n  size    {file.stat().st_size:,} bytes")
     print(f"  sha256  {weights.sha256(file)}")
 
@@ -205,37 +204,6 @@ def _short(text: str, width: int = 72) -> str:
     return text if len(text) <= width else text[: width - 3].rsplit(" ", 1)[0] + "..."
 
 
-def import_weights(arguments: list[str]) -> None:
-    """A known model or a .gguf file as a directory in Hugging Face layout, float32.
-
-    Raises:
-      ToolError: the directory holds a model.
-      WeightsError: the source cannot be read.
-    """
-    parser = tool_parser("import-weights", "Write a model as a directory in Hugging Face layout.")
-    parser.add_argument("--from", dest="model", required=True, metavar="NAME_OR_PATH")
-    _target_options(parser)
-    options = parser.parse_args(arguments)
-    _check_target(options)
-    _write(options.to, load_model(options.model, report=_say), options.model)
-
-
-def export_weights(arguments: list[str]) -> None:
-    """SL-CAI or RL-CAI of a run as a directory in Hugging Face layout, float32.
-
-    Raises:
-      ToolError: the run has no such model, or the directory holds one.
-    """
-    parser = tool_parser("export-weights", "Write a run's model for other software to read.")
-    parser.add_argument("--workdir", required=True, metavar="DIR")
-    _stage_option(parser)
-    _target_options(parser)
-    options = parser.parse_args(arguments)
-    _check_target(options)
-    model, start = model_of_run(storage.path(options.workdir), options.stage, _say)
-    _write(options.to, model, start)
-
-
 def tool_parser(verb: str, description: str) -> argparse.ArgumentParser:
     """Of a verb's own flags; what it does not understand raises ToolError."""
     return _Parser(prog=f"cai-jax {verb}", description=description, allow_abbrev=False)
@@ -251,31 +219,16 @@ def _stage_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", choices=STAGES, help="of --workdir; the last finished one")
 
 
-def _target_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--force", action="store_true", help="replace the model in DIR")
-
-
-def _check_target(options: argparse.Namespace) -> None:
-    if (options.to / "model.safetensors").exists() and not options.force:
-        raise ToolError(f"{options.to} holds a model; give another --to, or --force to replace it.")
-
-
 def _model(options: argparse.Namespace) -> Model:
     if (options.model is None) == (options.workdir is None):
         raise ToolError("give either --model=NAME_OR_PATH or --workdir=DIR of a run.")
     if options.model is not None:
         if options.stage:
             raise ToolError("--stage belongs to --workdir; leave it out, or give --workdir=DIR.")
-        return load_model(options.model, report=_say)
-    return model_of_run(storage.path(options.workdir), options.stage, _say)[0]
+        return load_model(options.model, report=say)
+    return model_of_run(storage.path(options.workdir), options.stage, say)[0]
 
 
-def _write(directory: Path, model: Model, source: str) -> None:
-    template = getattr(model.format, "template", None)
-    write_directory(directory, model.config, model.params, model.tokenizer, template, Path(source))
-    print(f"{model.name} written to {directory}")
-
-
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Reports on standard error, which leaves standard output to results."""
     print(line, file=sys.stderr, flush=True)

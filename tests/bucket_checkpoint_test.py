@@ -9,8 +9,9 @@ import pytest
 from gcs_stand_in import BUCKET
 
 from cai_jax import storage
+from cai_jax.saved_params import CheckpointError, load_params, save_params
 from cai_jax.storage import StorageError
-from cai_jax.training.checkpoint import CheckpointError, Checkpoints, load_params, save_params
+from cai_jax.training.checkpoint import Checkpoints
 
 FOLDER = f"gs://{BUCKET}/run/ppo/checkpoints"
 PREFIX = "run/ppo/checkpoints/"

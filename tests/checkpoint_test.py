@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax.training import checkpoint
-from cai_jax.training.checkpoint import CheckpointError, Checkpoints
+from cai_jax import saved_params
+from cai_jax.saved_params import CheckpointError
+from cai_jax.training.checkpoint import Checkpoints
 
 
 def new_state(offset=0.0):
@@ -235,7 +236,8 @@ def test_a_disk_that_takes_no_more_gives_one_sentence(tmp_path):
     code = """
         import resource, sys
         import jax.numpy as jnp
-        from cai_jax.training.checkpoint import Checkpoints, CheckpointError
+        from cai_jax.saved_params import CheckpointError
+        from cai_jax.training.checkpoint import Checkpoints
         checkpoints = Checkpoints(sys.argv[1], 2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
@@ -255,7 +257,8 @@ def test_restores_on_another_device_count(tmp_path):
         import sys
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec as P
-        from cai_jax.training.checkpoint import Checkpoints, save_params
+        from cai_jax.saved_params import save_params
+        from cai_jax.training.checkpoint import Checkpoints
         mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
         place = NamedSharding(mesh, P("a", "b"))
         x = jax.device_put(np.arange(32, dtype=np.float32).reshape(8, 4), place)
@@ -276,7 +279,7 @@ def test_restores_on_another_device_count(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", 2)
     state, _ = checkpoints.restore({"x": jnp.zeros((8, 4))})
     assert (np.asarray(state["x"]) == expected).all()
-    params, _ = checkpoint.load_params(tmp_path / "c-params")
+    params, _ = saved_params.load_params(tmp_path / "c-params")
     assert (np.asarray(params["x"]) == expected).all() and len(params["x"].devices()) == 1
     checkpoints.save(2, {"x": state["x"] + 1}, {})
     checkpoints.close()
@@ -287,22 +290,22 @@ def test_restores_on_another_device_count(tmp_path):
 
 def test_params_round_trip_and_are_replaced(tmp_path):
     path = tmp_path / "final"
-    checkpoint.save_params(path, {"a": {"kernel": jnp.ones((2, 3))}}, {"name": "first"})
-    checkpoint.save_params(path, new_state(1)["params"], {"name": "sl-cai"})
-    params, metadata = checkpoint.load_params(path)
+    saved_params.save_params(path, {"a": {"kernel": jnp.ones((2, 3))}}, {"name": "first"})
+    saved_params.save_params(path, new_state(1)["params"], {"name": "sl-cai"})
+    params, metadata = saved_params.load_params(path)
     same(params, new_state(1)["params"])
     assert metadata == {"name": "sl-cai"}
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params, _ = checkpoint.load_params(path, {"a": place, "b": place})
+    params, _ = saved_params.load_params(path, {"a": place, "b": place})
     same(params, new_state(1)["params"])
 
 
 def test_params_missing_or_damaged_give_one_sentence(tmp_path):
     with pytest.raises(CheckpointError, match=r"no saved parameters at .*nowhere"):
-        checkpoint.load_params(tmp_path / "nowhere")
-    checkpoint.save_params(tmp_path / "p", new_state()["params"], {})
+        saved_params.load_params(tmp_path / "nowhere")
+    saved_params.save_params(tmp_path / "p", new_state()["params"], {})
     for victim in files(tmp_path / "p" / "params"):
         halve(victim)
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
-        checkpoint.load_params(tmp_path / "p")
+        saved_params.load_params(tmp_path / "p")
     assert "\n" not in str(caught.value)

@@ -16,9 +16,10 @@ from cai_jax.conversation import Conversation
 from cai_jax.progress import Progress
 from cai_jax.records import Provenance, Response
 from cai_jax.run import Run
+from cai_jax.saved_params import save_params
 from cai_jax.settings import differences, run_settings
 from cai_jax.shards import Shards
-from cai_jax.training.checkpoint import Checkpoints, save_params
+from cai_jax.training.checkpoint import Checkpoints
 from cai_jax.workdir import Workdir
 
 

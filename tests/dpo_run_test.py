@@ -12,8 +12,8 @@ from resume_test import assert_same, run
 from cai_jax.evaluation.snapshots import Answer, Candidate, best_of_kl
 from cai_jax.finished_models import model_of_run
 from cai_jax.pipeline import read_records
+from cai_jax.saved_params import load_params
 from cai_jax.stages.dpo import Reference
-from cai_jax.training.checkpoint import load_params
 
 FLAGS = ("--config.algorithm=dpo", "--config.evaluate.best_of=3")
 BEFORE = ("revise", "finetune", "compare", "preference_model")

@@ -8,8 +8,8 @@ import pytest
 import tiny_run
 from pipeline_test import open_run
 
+from cai_jax.saved_params import load_params
 from cai_jax.shards import Shards
-from cai_jax.training.checkpoint import load_params
 from cai_jax.training.rollout import Sampled
 
 MEMBERS = ("--config.preference_model.members=2", "--config.ppo.deviations=1.5")

@@ -16,7 +16,7 @@ import numpy as np
 from cai_jax.chat_template import ChatFormat, with_turn_end
 from cai_jax.conversation import PaperFormat
 from cai_jax.models import transformer
-from cai_jax.models.config import ModelConfig
+from cai_jax.models.config import ModelConfig, RopeScaling
 from cai_jax.tokenizer import BytesTokenizer
 from cai_jax.weights.load import Model
 
@@ -33,6 +33,18 @@ CONFIG = ModelConfig(
     tied_embeddings=False,
     context=4096,
 )
+
+# Options of tiny_model. Local and full layers with ropes of their own, and one without.
+GEMMA_LIKE = {
+    "layers": 4, "activation": "gelu_tanh", "norm_placement": "both", "unit_offset": True,
+    "qk_norm": "head", "scaled_embeddings": True, "query_pre_attn_scalar": 12.0,
+    "attention_softcap": 4.0, "logits_softcap": 6.0, "window": 5, "local_layers": (0, 1, 3),
+    "local_rope_theta": 100.0, "rope_scaling": RopeScaling(4.0), "nope_layers": (3,),
+}  # fmt: skip
+NEOX_LIKE = {
+    "norm": "layer", "parallel_residual": True, "gated": False, "activation": "gelu",
+    "qkv_bias": True, "o_bias": True, "mlp_bias": True, "rotary_dim": 4,
+}  # fmt: skip
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -108,7 +120,8 @@ def _random_leaf(rng: np.random.Generator):
         if names[-1] == "embedding":
             return jnp.asarray(x, jnp.float32)
         inputs = leaf.shape[0] if names[0] != "layers" else leaf.shape[1]
-        inputs = leaf.shape[1] * leaf.shape[2] if "o" in names else inputs
+        if names[-2:] == ["o", "kernel"]:
+            inputs = leaf.shape[1] * leaf.shape[2]
         return jnp.asarray(x / np.sqrt(inputs), jnp.float32)
 
     return make

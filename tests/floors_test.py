@@ -18,7 +18,7 @@ FLOORS = {
     0: """outages storage script conversation chat_template tokenizer sentencepiece_tokenizer
           principles paper_prompts paper_import constitution records prompts labels questions
           encoding datasets""",
-    1: "hosts shards growing replacing rng mesh batch logprobs losses returns",
+    1: "hosts shards growing replacing rng saved_params mesh batch logprobs losses returns",
     2: "models weights",
     3: "decoding",
     4: "training",
@@ -26,7 +26,8 @@ FLOORS = {
     6: """figures progress goodput settings machine memory workdir run report plan doctor
           finished_models command_config tools event_file curves held_out_comparisons pipeline
           relabel label_ablation generate_prompts evaluation_settings evaluations snapshot_answers
-          snapshot_evaluation harmfulness_settings harmfulness_scores human_preferences cli""",
+          snapshot_evaluation harmfulness_settings harmfulness_scores human_preferences
+          weight_verbs cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 

@@ -43,6 +43,15 @@ def test_the_weights_of_the_tiny_model():
     assert flops.shape_of(heads.with_scalar_head(params)) == (layers + 32, 2, 4, 8)
 
 
+def test_windows_and_mlps_without_a_gate_cost_less():
+    """Of three layers two see 10 of 100 tokens, and all of a row of 5."""
+    windows = (10, None, 10)
+    assert flops.flops_per_token(0, 3, 2, 4, 100, windows) == 12 * 2 * 4 * (10 + 100 + 10)
+    assert flops.flops_per_token(0, 3, 2, 4, 5, windows) == flops.flops_per_token(0, 3, 2, 4, 5)
+    gated, plain = (flops.shape_of(tiny_model(gated=gated).params)[0] for gated in (True, False))
+    assert gated - plain == 2 * 32 * 48
+
+
 @pytest.mark.parametrize("length", [128, 1024])
 @pytest.mark.parametrize("tied", [True, False])
 def test_xla_counts_the_same(length, tied):

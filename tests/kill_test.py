@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny_run
 
-from cai_jax.training.checkpoint import load_params
+from cai_jax.saved_params import load_params
 
 # Trains in a process that may end; then in one after another, each killed at its moment and going
 # on where the last was killed, and again in one that may end. Processes are forked from one that
@@ -33,7 +33,7 @@ PROGRAM = """
 
     from cai_jax.decoding import Engine
     from cai_jax.stages import ppo, preference_model, supervised
-    from cai_jax.training.checkpoint import save_params
+    from cai_jax.saved_params import save_params
 
     def train(folder):
         cache = f"{os.environ['CAI_JAX_CACHE']}/compiled"

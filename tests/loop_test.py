@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
         import resource, sys
         from pathlib import Path
         import loop_test
-        from cai_jax.training.checkpoint import CheckpointError
+        from cai_jax.saved_params import CheckpointError
         def on_step(step, state):
             if step == 6:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

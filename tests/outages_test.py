@@ -12,9 +12,10 @@ from google.api_core import exceptions as google_errors
 from google.auth.exceptions import DefaultCredentialsError
 
 from cai_jax import outages, storage
+from cai_jax.saved_params import load_params
 from cai_jax.shards import Shards
 from cai_jax.storage import StorageError, Unreachable
-from cai_jax.training.checkpoint import Checkpoints, load_params
+from cai_jax.training.checkpoint import Checkpoints
 
 
 def retry():

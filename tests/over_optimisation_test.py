@@ -16,10 +16,10 @@ from cai_jax.evaluation.goodhart import FOLDER, Baseline, zeros_of
 from cai_jax.pipeline import read_records
 from cai_jax.records import Comparison
 from cai_jax.run import HELD_OUT
+from cai_jax.saved_params import load_params
 from cai_jax.shards import Shards
 from cai_jax.stages import preference_model
 from cai_jax.stages.ppo import Sampled
-from cai_jax.training.checkpoint import load_params
 
 HALVES = (
     "--config.preference_model.halves=True",

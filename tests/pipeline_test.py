@@ -14,10 +14,10 @@ from cai_jax.pipeline import read_records
 from cai_jax.progress import Progress
 from cai_jax.records import Comparison, Response, Revision
 from cai_jax.run import Run
+from cai_jax.saved_params import load_params
 from cai_jax.settings import ConfigError, run_settings
 from cai_jax.shards import Shards
 from cai_jax.stages.ppo import Sampled
-from cai_jax.training.checkpoint import load_params
 from cai_jax.workdir import Workdir
 
 PAPER = tiny_run.ROOT.parent / "shared" / "data" / "anthropic-cai-paper" / "prompts"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from fakes import tiny_model
+from fakes import GEMMA_LIKE, NEOX_LIKE, tiny_model
 
 from cai_jax import cli
 from cai_jax.mesh import make_mesh
@@ -150,6 +150,16 @@ def test_a_compiled_decode_step_holds_and_moves_weights_and_cache(model):
         model.config.layers - 1,
         1,
     ]
+
+
+@pytest.mark.parametrize("options", [GEMMA_LIKE, NEOX_LIKE], ids=["gemma", "neox"])
+def test_models_of_other_kinds_have_all_programs(options):
+    model = tiny_model(**options)
+    s = settings(engine__slots=4, engine__max_length=128)
+    programs = {p.name: p for p in programs_of(s, model.config, one_device())}
+    assert {"finetune", "a token a slot", "read 512 tokens"} <= set(programs)
+    token = flops.flops_per_token(*flops.shape_of(model.params), 16, model.config.windows)
+    assert programs["finetune"].flops == 4 * 16 * token
 
 
 def test_what_ppo_holds_stands_beside_what_it_decodes_and_asks(model):

@@ -12,10 +12,10 @@ import pytest
 from ppo_test import ROWS, SOURCE, scorer
 
 from cai_jax.decoding import Engine
+from cai_jax.saved_params import CheckpointError
 from cai_jax.stages import ppo
 from cai_jax.training import rollout as rollouts
 from cai_jax.training import state
-from cai_jax.training.checkpoint import CheckpointError
 from cai_jax.training.loop import TrainingError
 from cai_jax.training.preemption import Terminated
 

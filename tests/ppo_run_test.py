@@ -8,9 +8,9 @@ import pytest
 import tiny_run
 from pipeline_test import open_run
 
+from cai_jax.saved_params import load_params
 from cai_jax.shards import Shards
 from cai_jax.stages.ppo import Sampled
-from cai_jax.training.checkpoint import load_params
 
 RATED = ("--config.ppo.reward=rating", "--config.ppo.value_init=zero_head")
 

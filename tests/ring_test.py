@@ -69,6 +69,9 @@ PROGRAM = """
     seen = lambda found: (found[0][0], found[0][1] * real, found[1])
     whole = lambda q, k, v, ids: self_attention(q, k, v, ids, by_rows=False)
     alone = attended(whole)(q, k, v, ids)
+    limits = {"window": jnp.int32(7), "softcap": 1.5}
+    limited = lambda q, k, v, ids: self_attention(q, k, v, ids, by_rows=False, **limits)
+    alone_limited = attended(limited)(q, k, v, ids)
     alone_scored = jax.jit(scored)(hidden, kernel, targets)
     model = tiny_model(vocab_size=264)
     tokens = draw.integers(0, 259, (B, 13))
@@ -81,6 +84,9 @@ PROGRAM = """
         for ring.QUERIES in (4, 128):  # of 6, 12 or 24 on a device
             found = attended(split)(*(put(x, *heads) for x in (q, k, v)), put(ids, *heads[:2]))
             gaps[f"queries {ring.QUERIES}"] = gap(seen(found), seen(alone))
+        limited = lambda *given: ring_attention(*given, mesh, **limits)
+        found = attended(limited)(*(put(x, *heads) for x in (q, k, v)), put(ids, *heads[:2]))
+        gaps["window and soft cap"] = gap(seen(found), seen(alone_limited))
         half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
         found = attended(split)(*(put(x, *heads) for x in half), put(ids, "batch"))
         gaps["bfloat16"] = gap(seen(found)[1:], seen(attended(whole)(*half, ids))[1:])
@@ -133,7 +139,7 @@ def test_split_tokens_give_the_numbers_of_one_device(gaps, mesh):
     rounded to 8 bits, once more on the way round the ring."""
     found = dict(gaps[mesh])
     assert found.pop("bfloat16") < 0.1
-    assert len(found) == 4
+    assert len(found) == 5
     assert all(gap < 1e-4 for gap in found.values()), found
 
 

@@ -18,8 +18,12 @@ SLOTS, LENGTH, FIRST = 6, 40, 24
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 
 
-def by_kernel(attend, *args):
-    return jax.jit(functools.partial(attend, mesh=None, interpret=True))(*args)
+# (window, soft cap)
+LIMITS = [(None, None), (5, None), (30, 1.5)]
+
+
+def by_kernel(attend, *args, **limits):
+    return jax.jit(functools.partial(attend, mesh=None, interpret=True, **limits))(*args)
 
 
 def drawn(dtype, tokens, kv_heads=2, group=3, size=8, before=None):
@@ -53,39 +57,51 @@ def sizes(request, monkeypatch):
 
 @pytest.mark.parametrize(("dtype", "group"), [("float32", 4), ("bfloat16", 1)])
 @pytest.mark.parametrize("before", [None, 0, 11])
-def test_a_token_of_each_slot_attends_as_by_xla(sizes, dtype, before, group):
+@pytest.mark.parametrize(("window", "softcap"), LIMITS)
+def test_a_token_of_each_slot_attends_as_by_xla(sizes, dtype, before, group, window, softcap):
     q, held, shared = drawn(dtype, SLOTS, group=group, before=before)
     seen = jnp.array([0, 1, LENGTH, 16, 17, 0])
-    found = by_kernel(decode_attention, q, held, shared, seen)
+    begins = None if window is None else seen - window
+    found = by_kernel(decode_attention, q, held, shared, seen, begins=begins, softcap=softcap)
 
-    mask = jnp.arange(LENGTH) < seen[:, None]
+    first = jnp.full(SLOTS, -LENGTH) if begins is None else begins
+    number = jnp.arange(LENGTH)
+    mask = (number < seen[:, None]) & (number >= first[:, None])
     parts = [Part(*held, mask[:, None])]
+    nothing = seen == 0
     if before is not None:
         k, v, length = shared
-        parts.append(Part(k[:, 0], v[:, 0], (jnp.arange(FIRST) < length)[None, None]))
-    expected = cached_attention(q.swapaxes(0, 1)[:, :, None], tuple(parts))
+        number = jnp.arange(FIRST)
+        mask = (number < length) & (number >= first[:, None] + length)
+        parts.append(Part(k[:, 0], v[:, 0], mask[:, None]))
+        nothing &= ~mask.any(-1)
+    expected = cached_attention(q.swapaxes(0, 1)[:, :, None], tuple(parts), softcap)
     expected = expected[:, :, 0].swapaxes(0, 1)
-    nothing = (seen == 0) & (not before)
     close(found, jnp.where(nothing[:, None, None, None], 0, expected), dtype)
 
 
 @pytest.mark.parametrize(
     ("dtype", "before"), [("float32", None), ("float32", 0), ("float32", 11), ("bfloat16", 11)]
 )
-def test_texts_are_read_as_in_tiles_by_xla(sizes, dtype, before):
+@pytest.mark.parametrize(("window", "softcap"), LIMITS)
+def test_texts_are_read_as_in_tiles_by_xla(sizes, dtype, before, window, softcap):
     """Rows of any share of the tokens, one of none, and a row that is only padding."""
     counts, lengths = [9, 0, 1, 17, 5, 0], [0, 3, 39, 20, 35, 0]
     slots = [*random.Random(0).sample(range(SLOTS), 5), SLOTS]
     q, held, shared = drawn(dtype, sum(counts) + 3, before=before)
     tiles = Tiles.of(len(q), jnp.asarray(lengths), jnp.asarray(counts))
+    places = np.concatenate([np.arange(m, m + n) for m, n in zip(lengths, counts, strict=True)])
+    begins = None if window is None else jnp.asarray([*places, 0, 0, 0]) - window + 1
+    limits = {"begins": begins, "softcap": softcap}
     args = q, held, shared, jnp.asarray(slots), tiles, None
-    found = by_kernel(read_attention, *args)
-    close(found, tiled_attention(*args), dtype)
+    found = by_kernel(read_attention, *args, **limits)
+    close(found, tiled_attention(*args, **limits), dtype)
     assert not np.any(found[sum(counts) :])
 
 
 @pytest.mark.parametrize("before", [None, 11])
-def test_options_are_read_as_in_tiles_by_xla(sizes, before):
+@pytest.mark.parametrize(("window", "softcap"), LIMITS)
+def test_options_are_read_as_in_tiles_by_xla(sizes, before, window, softcap):
     rows, width = 4, 3
     q, held, shared = drawn("float32", rows * width, before=before)
     k, v, _ = (x[:, :, 0] for x in (*jnp.split(q, 3, axis=2)[:2], q))
@@ -96,18 +112,27 @@ def test_options_are_read_as_in_tiles_by_xla(sizes, before):
         q, held, shared, jnp.array([5, 0, 4, 2]), Tiles.behind(lengths, width),
         among(q, k, v, jnp.asarray(sees)),
     )  # fmt: skip
-    close(by_kernel(read_attention, *args), tiled_attention(*args), "float32")
+    begins = None
+    if window is not None:
+        begins = (lengths[:, None] + jnp.arange(width) - window + 1).ravel()
+    limits = {"begins": begins, "softcap": softcap}
+    found = by_kernel(read_attention, *args, **limits)
+    close(found, tiled_attention(*args, **limits), "float32")
 
 
-def test_blocks_that_a_row_does_not_see_are_not_fetched(monkeypatch):
+@pytest.mark.parametrize("window", [None, 9])
+def test_blocks_that_a_row_does_not_see_are_not_fetched(monkeypatch, window):
     """They hold what would make all of a tile's results NaN."""
     monkeypatch.setattr(slot_kernel, "BLOCK", 8)
     q, (k, v), _ = drawn("float32", SLOTS)
     seen = jnp.array([0, 1, LENGTH, 16, 17, 0])
     fetched = jnp.arange(LENGTH) < -(-seen // 8)[:, None] * 8
+    begins = None if window is None else seen - window
+    if window is not None:
+        fetched &= jnp.arange(LENGTH) >= begins[:, None] // 8 * 8
     fetched = fetched.at[0, :8].set(True)  # a first tile has no other to stay at
     k, v = jnp.where(fetched[:, None], k, jnp.nan), jnp.where(fetched[..., None], v, jnp.nan)
-    assert np.isfinite(by_kernel(decode_attention, q, (k, v), None, seen)).all()
+    assert np.isfinite(by_kernel(decode_attention, q, (k, v), None, seen, begins=begins)).all()
 
 
 @pytest.mark.skipif(
@@ -116,16 +141,20 @@ def test_blocks_that_a_row_does_not_see_are_not_fetched(monkeypatch):
 )
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
 @pytest.mark.parametrize(
-    ("kv_heads", "group", "size", "dtype"),
+    ("kv_heads", "group", "size", "dtype", "limited"),
     [
-        (8, 4, 128, "bfloat16"),
-        (8, 8, 128, "float32"),
-        (3, 3, 64, "bfloat16"),
-        (2, 2, 80, "float32"),
+        (8, 4, 128, "bfloat16", False),
+        (8, 8, 128, "float32", False),
+        (3, 3, 64, "bfloat16", False),
+        (2, 2, 80, "float32", False),
+        (4, 2, 256, "bfloat16", True),
     ],
 )
-def test_it_compiles_for_tpus(topology, kv_heads, group, size, dtype):
-    """On four chips, of slots whose length is not one of whole blocks; no scores are in memory."""
+def test_it_compiles_for_tpus(topology, kv_heads, group, size, dtype, limited):
+    """On four chips, of slots whose length is not one of whole blocks; no scores are in memory.
+
+    With a window and a soft cap too.
+    """
     from benchmarks import tpu
     from cai_jax.mesh import fitted
     from cai_jax.models.kv_cache import AXES
@@ -151,6 +180,8 @@ def test_it_compiles_for_tpus(topology, kv_heads, group, size, dtype):
         read_attention: (queries(tokens), layer(slots), shared, column, tiles, None),
     }
     for attend, args in programs.items():
-        text = jax.jit(functools.partial(attend, mesh=mesh)).lower(*args).compile().as_text()
+        limits = {"begins": whole(args[0].shape[:1]), "softcap": 50.0} if limited else {}
+        made = jax.jit(functools.partial(attend, mesh=mesh), static_argnames="softcap")
+        text = made.lower(*args, **limits).compile().as_text()
         assert text.count('custom_call_target="tpu_custom_call"') == 2  # own slots, and shared
         assert f",{length}]" not in text.replace(f"{size},{length}]", "")

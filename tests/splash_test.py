@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cai_jax.mesh import MESH_AXES
-from cai_jax.models.attention import self_attention
+from cai_jax.models.attention import WIDEST, self_attention
 from cai_jax.models.splash import splash_attention
 
 # Two segments and padding; a segment that fills the row.
@@ -23,8 +23,17 @@ def inputs(head_dim, length=200, dtype=jnp.float32):
     return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_the_kernel_attends_as_plain_attention_and_has_its_gradients(head_dim):
+@pytest.mark.parametrize(
+    ("head_dim", "limits", "windows"),
+    [
+        (64, {}, (None,)),
+        (128, {}, (None,)),
+        (64, {"window": 33}, (33,)),
+        (64, {"window": jnp.int32(33), "softcap": 1.5}, (None, 33, None)),
+        (64, {"window": WIDEST, "softcap": 1.5}, (None, 33)),
+    ],
+)
+def test_the_kernel_attends_as_plain_attention_and_has_its_gradients(head_dim, limits, windows):
     *qkv, weights = inputs(head_dim)
     weights = weights * (IDS > 0)[..., None, None]  # what padding gives nobody reads
 
@@ -32,8 +41,8 @@ def test_the_kernel_attends_as_plain_attention_and_has_its_gradients(head_dim):
         return (attend(*qkv, jnp.array(IDS)) * weights).sum()
 
     ways = (
-        functools.partial(splash_attention, mesh=None, interpret=True),
-        functools.partial(self_attention, by_rows=False),
+        functools.partial(splash_attention, mesh=None, windows=windows, interpret=True, **limits),
+        functools.partial(self_attention, by_rows=False, **limits),
     )
     found = [jax.value_and_grad(loss, (1, 2, 3))(way, *qkv) for way in ways]
     (value, grads), (expected, expected_grads) = found
@@ -46,8 +55,8 @@ def test_the_kernel_attends_as_plain_attention_and_has_its_gradients(head_dim):
     importlib.util.find_spec("libtpu") is None,
     reason="compiling for a TPU needs libtpu: pip install -e '.[plan]'",
 )
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_it_compiles_for_a_tpu_and_holds_no_scores(head_dim):
+@pytest.mark.parametrize(("head_dim", "windows"), [(64, (None,)), (128, (None, 256))])
+def test_it_compiles_for_a_tpu_and_holds_no_scores(head_dim, windows):
     """A loss and its gradient on four chips: rows and heads split, no array of T by T."""
     from benchmarks import tpu
     from cai_jax.mesh import fitted
@@ -62,15 +71,19 @@ def test_it_compiles_for_a_tpu_and_holds_no_scores(head_dim):
     ]
     ids = jax.ShapeDtypeStruct((2, length), jnp.int32, sharding=fitted(mesh, (2, length), "batch"))
 
-    def attend(q, k, v, ids):
+    def attend(q, k, v, ids, window):
+        limits = {} if windows == (None,) else {"window": window, "softcap": 50.0}
         return jax.lax.platform_dependent(
             q, k, v, ids,
-            tpu=functools.partial(splash_attention, mesh=mesh.abstract_mesh),
-            default=functools.partial(self_attention, by_rows=False),
+            tpu=functools.partial(
+                splash_attention, mesh=mesh.abstract_mesh, windows=windows, **limits
+            ),
+            default=functools.partial(self_attention, by_rows=False, **limits),
         )  # fmt: skip
 
-    def loss(q, k, v, ids):
-        return attend(q, k, v, ids).astype(jnp.float32).sum()
+    def loss(q, k, v, ids, window):
+        return attend(q, k, v, ids, window).astype(jnp.float32).sum()
 
-    text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*qkv, ids).compile().as_text()
+    window = jax.ShapeDtypeStruct((), jnp.int32, sharding=fitted(mesh, ()))
+    text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*qkv, ids, window).compile().as_text()
     assert "tpu_custom_call" in text and f"{length},{length}" not in text

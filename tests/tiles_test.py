@@ -13,16 +13,23 @@ from cai_jax.models.tiles import Tiles, among, tiled_attention
 KV_HEADS, GROUP, SIZE, SLOTS, LENGTH = 2, 3, 8, 7, 40
 
 
-def dense(q, k, v):
-    """Softmax attention [K, G, C] to keys and values [K, P, C], in float64."""
+# (window, soft cap): some see a part of what all read first and others none of it.
+LIMITS = [(None, None), (6, None), (13, 1.5)]
+
+
+def dense(q, k, v, window=None, softcap=None):
+    """Softmax attention [K, G, C] to the last keys and values of [K, P, C], in float64."""
+    k, v = (x[:, -(window or x.shape[1]) :] for x in (k, v))
     scores = np.einsum("kgc,kpc->kgp", q, k) / np.sqrt(q.shape[-1])
+    scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("kgp,kpc->kgc", weights / weights.sum(-1, keepdims=True), v)
 
 
 @pytest.mark.parametrize("before", [None, 0, 1, 11, 24])
 @pytest.mark.parametrize("rows", [1, 3, 6])
-def test_tiles_give_what_dense_attention_gives(monkeypatch, rows, before):
+@pytest.mark.parametrize(("window", "softcap"), LIMITS)
+def test_tiles_give_what_dense_attention_gives(monkeypatch, rows, before, window, softcap):
     monkeypatch.setattr(tiling, "TILE", 4)
     monkeypatch.setattr(tiling, "WIDEST", 16)
     monkeypatch.setattr(tiling, "BLOCK", 10)  # divides neither 24 nor any length
@@ -41,12 +48,16 @@ def test_tiles_give_what_dense_attention_gives(monkeypatch, rows, before):
     if before is not None:
         shared = (jnp.asarray(first_k.swapaxes(2, 3)), jnp.asarray(first_v), jnp.int32(before))
 
-    found = jax.jit(tiled_attention)(
+    places = np.concatenate([np.arange(m, m + n) for m, n in zip(lengths, counts, strict=True)])
+    places = jnp.asarray([*places, 0, 0, 0])
+    found = jax.jit(tiled_attention, static_argnames="softcap")(
         jnp.asarray(q),
         (jnp.asarray(k.swapaxes(2, 3)), jnp.asarray(v)),
         shared,
         jnp.asarray(slots, jnp.int32),
         Tiles.of(tokens, jnp.asarray(lengths), jnp.asarray(counts)),
+        begins=None if window is None else places - window + 1,
+        softcap=softcap,
     )
 
     token = 0
@@ -56,7 +67,8 @@ def test_tiles_give_what_dense_attention_gives(monkeypatch, rows, before):
                 np.concatenate([f[:, 0, : before or 0], own[:, slot, : place + 1]], 1)
                 for f, own in ((first_k, k), (first_v, v))
             )
-            np.testing.assert_allclose(found[token], dense(q[token], keys, values), atol=2e-6)
+            expected = dense(q[token], keys, values, window, softcap)
+            np.testing.assert_allclose(found[token], expected, atol=2e-6)
             token += 1
     assert not np.any(found[token:])
 
@@ -87,7 +99,8 @@ def test_tiles_are_enough_where_every_row_begins_one_for_a_single_token():
 
 
 @pytest.mark.parametrize("before", [None, 11])
-def test_tokens_of_a_tree_see_their_ancestors_and_all_of_their_slot(before):
+@pytest.mark.parametrize(("window", "softcap"), [*LIMITS, (2, None)])
+def test_tokens_of_a_tree_see_their_ancestors_and_all_of_their_slot(before, window, softcap):
     rows, width = 4, 3
     normal = lambda *shape: np.random.default_rng(len(shape)).normal(size=shape)  # noqa: E731
     q = normal(rows * width, KV_HEADS, GROUP, SIZE)
@@ -101,6 +114,11 @@ def test_tokens_of_a_tree_see_their_ancestors_and_all_of_their_slot(before):
     sees = np.tril(np.ones((rows, width, width), bool))
     sees[::2, 2, 1] = False
     slots, lengths = [5, 0, 6, 2], [0, 1, 17, LENGTH]
+    depths = sees.sum(-1) - 1
+    within, begins = sees, None
+    if window is not None:
+        within = sees & (depths[:, :, None] - depths[:, None] < window)
+        begins = jnp.asarray((np.array(lengths)[:, None] + depths - window + 1).ravel())
 
     found = tiled_attention(
         jnp.asarray(q),
@@ -108,7 +126,9 @@ def test_tokens_of_a_tree_see_their_ancestors_and_all_of_their_slot(before):
         shared,
         jnp.asarray(slots),
         Tiles.behind(jnp.asarray(lengths), width),
-        among(*map(jnp.asarray, (q, new_k, new_v, sees))),
+        among(*map(jnp.asarray, (q, new_k, new_v, within)), softcap),
+        begins,
+        softcap,
     )
 
     for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
@@ -121,4 +141,5 @@ def test_tokens_of_a_tree_see_their_ancestors_and_all_of_their_slot(before):
                 for f, own, new in ((first_k, k, new_k), (first_v, v, new_v))
             )
             n = row * width + node
-            np.testing.assert_allclose(found[n], dense(q[n], keys, values), atol=2e-6)
+            expected = dense(q[n], keys, values, window, softcap)
+            np.testing.assert_allclose(found[n], expected, atol=2e-6)

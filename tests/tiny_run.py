@@ -20,7 +20,7 @@ import numpy as np
 from fakes import CHATML, tiny_model
 
 from cai_jax import cli
-from cai_jax.training.checkpoint import load_params
+from cai_jax.saved_params import load_params
 from cai_jax.weights.safetensors import write_directory
 
 ROOT = Path(__file__).parents[1]

@@ -46,11 +46,8 @@ TEMPLATE = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + eos_token
 def random_params(config, seed=0):
     rng = np.random.default_rng(seed)
 
-    def read(name):
-        of = lambda row: names.file_names(row, config, "hugging_face")  # noqa: E731
-        row = next(row for row in names.rows(config) if name in of(row))
-        return rng.normal(size=names.file_shape(row, config)).astype(np.float32)
-
+    shapes = names.file_shapes(config, "hugging_face")
+    read = lambda name: rng.normal(size=shapes[name]).astype(np.float32)  # noqa: E731
     return names.assemble(config, "hugging_face", read)
 
 
@@ -92,6 +89,8 @@ def write_gguf(path, params, config=CONFIG, **change):
         writer.add_layer_norm_rms_eps(config.norm_eps)
     if "experts" in change:
         writer.add_expert_count(change["experts"])
+    if "parts" in change:
+        writer.add_uint16("split.count", change["parts"])
     table = gguf_vocabulary()
     writer.add_tokenizer_model(change.get("vocabulary", "gpt2"))
     writer.add_tokenizer_pre(change.get("pre", "smollm"))
@@ -253,7 +252,14 @@ def test_round_trip_with_biases_and_scaled_positions(tmp_path):
     assert_same(read, params)
 
 
-def test_round_trip_with_experts_and_no_sliding_window(tmp_path):
+def test_biases_that_a_config_promises_are_asked_for(directory):
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"attention_bias": True}))
+    with pytest.raises(WeightsError, match=r"lacks the tensor model\.layers\.0\.self_attn\.q_proj"):
+        read_directory(directory)
+
+
+def test_round_trip_with_experts_and_a_sliding_window(tmp_path):
     config = dataclasses.replace(CONFIG, experts=3, experts_per_token=2)
     params = random_params(config)
     assert params["layers"]["experts_down"]["kernel"].shape == (2, 3, 64, 32)
@@ -263,8 +269,8 @@ def test_round_trip_with_experts_and_no_sliding_window(tmp_path):
     assert_same(read, params)
     file = tmp_path / "m" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"sliding_window": 4096}))
-    with pytest.raises(WeightsError, match="sliding_window = 4096, and only None"):
-        read_directory(tmp_path / "m")
+    found = read_directory(tmp_path / "m")[0]
+    assert found == dataclasses.replace(config, window=4096, local_layers=(0, 1))
 
 
 def test_directory_in_bfloat16_and_shards(directory):
@@ -297,12 +303,11 @@ def test_directory_in_bfloat16_and_shards(directory):
     [
         ("architectures", ["MistralForCausalLM"]),
         ("model_type", "qwen2"),
-        ("attention_bias", True),
         ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}),
         ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
         ("rope_scaling", {**LLAMA_3_1, "high_freq_factor": 1.0}),
         ("use_sliding_window", True),
-        ("hidden_act", "gelu"),
+        ("hidden_act", "relu2"),
         ("hidden_size", None),
         ("num_hidden_layers", "two"),
         ("num_key_value_heads", 3),
@@ -333,6 +338,15 @@ def test_directory_that_lies_is_refused(directory, change, words):
     with pytest.raises(WeightsError) as error:
         read_directory(directory)
     assert words in str(error.value)
+
+
+def test_what_old_files_keep_beside_the_weights_is_left_out(directory):
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+    tensors["gpt_neox.layers.0.attention.bias"] = np.ones((1, 1, 4, 4), bool)
+    tensors["gpt_neox.layers.0.attention.masked_bias"] = np.full((), -1e9, np.float32)
+    save_file(tensors, directory / "model.safetensors")
+    assert_same(read_directory(directory)[1], random_params(CONFIG))
 
 
 def test_directory_cut_short_or_pickled_is_refused(directory):

@@ -93,12 +93,13 @@ def decode(
         places = jnp.where(live, at, limit)
 
         def attend(layer, q, k, v):
-            return attend_and_write(own, prefix, layer, q, k, v, at, places, mesh)
+            limits = config.windows[layer], config.attention_softcap
+            return attend_and_write(own, prefix, layer, q, k, v, at, places, mesh, *limits)
 
         ids = constrain(pending, mesh, "slots")
         hidden, after = forward(config, dtype, params, ids, at + shared, attend)
         after = kv_cache.constrained(KVCache.of_layers(after), mesh)
-        return after, constrain(logits(params, hidden), mesh, *LOGITS)
+        return after, constrain(logits(config, params, hidden), mesh, *LOGITS)
 
     def going(state):
         return draws.active & (state[4] == 0)

@@ -32,7 +32,7 @@ class Calls:
     """The run's cache and logits, and the programs on them.
 
     Args:
-      params: in the layout of `models.cached.unstacked`.
+      params: in the layout of `models.unstacked`.
       prefix: what all slots read first, or None.
       keys: uint32[N, 2], each Script's key.
       stops: the stop automaton's table and each stop set's first state.

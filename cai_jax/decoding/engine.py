@@ -19,8 +19,9 @@ from cai_jax.decoding.stats import Stats
 from cai_jax.decoding.stops import stop_tables
 from cai_jax.mesh import fitted, mesh_of
 from cai_jax.models import kv_cache
-from cai_jax.models.cached import Prefix, unstacked
+from cai_jax.models.cached import Prefix
 from cai_jax.models.transformer import Params
+from cai_jax.models.unstacked import unstacked
 from cai_jax.script import Sample, Script, Transcript
 
 LEAST_PREFIX = 16  # a shorter shared prefix is not worth a part of its own

@@ -29,6 +29,7 @@ LOGITS = ("slots", "vocab")  # names of the axes of the logits that are kept
 STREAM = (None, "slots")  # of the residual stream [D, N]
 
 _STATIC = ("config", "dtype", "mesh")
+_STATIC_OF_LAYER = (*_STATIC, "window")  # a program for each window, not for each layer
 
 
 @flax.struct.dataclass
@@ -72,7 +73,7 @@ def extend(
     """Reads forced tokens into slots.
 
     Args:
-      params: in the layout of `models.cached.unstacked`.
+      params: in the layout of `models.unstacked`.
       cache: of S slots; donated.
       last_logits: float32[S, V], after each slot's newest token; donated.
       prefix: shared by all rows, or None.
@@ -87,15 +88,16 @@ def extend(
     static = {"config": config, "dtype": dtype, "mesh": mesh}
     packed = pack(slots, lengths, counts, tokens=len(ids), total=cache.slots)
     x, angles = _embed(params["embed"], ids, packed.places, _before(prefix), **static)
-    held = cache.layers
+    held, windows = cache.layers, config.windows
+    angles = [angles[n] for n in config.rope_of]
     *layers, last = params["layers"]
     for n, layer in enumerate(layers):
-        shared = prefix and prefix.layer(n)
-        x, held[n] = extend_layer(layer, held[n], shared, x, angles, packed, **static)
-    shared = prefix and prefix.layer(len(layers))
-    head = {name: params[name] for name in ("head", "final_norm")}
+        shared, own = prefix and prefix.layer(n), static | {"window": windows[n]}
+        x, held[n] = extend_layer(layer, held[n], shared, x, angles[n], packed, **own)
+    shared, own = prefix and prefix.layer(len(layers)), static | {"window": windows[-1]}
+    head = {name: x for name, x in params.items() if name not in ("embed", "layers")}
     held[-1], last_logits = extend_last(
-        last, head, held[-1], last_logits, shared, x, angles, packed, **static
+        last, head, held[-1], last_logits, shared, x, angles[-1], packed, **own
     )
     return KVCache.of_layers(held), last_logits
 
@@ -121,24 +123,29 @@ def pack(
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _embed(embed, ids, places, before, *, config, dtype, mesh):
     x, angles = embedded(config, dtype, embed, ids.ravel(), places.ravel() + before)
-    angles = tuple(constrain(a, mesh, *STREAM) for a in angles)
+    angles = jax.tree.map(lambda a: constrain(a, mesh, *STREAM), angles)
     return constrain(x, mesh, *STREAM), angles
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("held",))
-def extend_layer(layer, held, shared, x, angles, packed, *, config, dtype, mesh):
+@functools.partial(jax.jit, static_argnames=_STATIC_OF_LAYER, donate_argnames=("held",))
+def extend_layer(layer, held, shared, x, angles, packed, *, config, dtype, mesh, window=None):
     """One layer of `extend`: the residual stream after it, and the layer's keys and values."""
 
     def attend(q, k, v):
         after = _written(held, k, v, packed, mesh)
-        return _attended(q, after, shared, packed.slots, packed.tiles, mesh), after
+        limits = _limits(config, window, packed.places)
+        return _attended(q, after, shared, packed.slots, packed.tiles, mesh, **limits), after
 
     x, held = block(config, dtype, layer, x, angles, attend)
     return constrain(x, mesh, *STREAM), held
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("held", "last_logits"))
-def extend_last(layer, head, held, last_logits, shared, x, angles, packed, *, config, dtype, mesh):
+@functools.partial(
+    jax.jit, static_argnames=_STATIC_OF_LAYER, donate_argnames=("held", "last_logits")
+)
+def extend_last(
+    layer, head, held, last_logits, shared, x, angles, packed, *, config, dtype, mesh, window=None
+):
     """The last layer, whose keys and values all tokens leave; only rows' last tokens go on."""
     _, k, v = project(config, dtype, layer, x, *angles)
     held = _written(held, k, v, packed, mesh)
@@ -146,7 +153,8 @@ def extend_last(layer, head, held, last_logits, shared, x, angles, packed, *, co
     tiles = Tiles.of(len(last), packed.places[last], jnp.ones_like(last))
 
     def attend(q, k, v):  # k and v are in `held`
-        return _attended(q, held, shared, packed.slots, tiles, mesh), None
+        limits = _limits(config, window, packed.places[last])
+        return _attended(q, held, shared, packed.slots, tiles, mesh, **limits), None
 
     x, *angles = (a[:, last] for a in (x, *angles))
     x, _ = block(config, dtype, layer, x, angles, attend)
@@ -160,16 +168,22 @@ def _written(held, k, v, packed, mesh):
     return kv_cache.constrained(kv_cache.write(held, (k, v), packed.to, packed.places), mesh)
 
 
-def _attended(q, held, shared, slots, tiles, mesh, before=None):
+def _limits(config: ModelConfig, window: int | None, places: jax.Array) -> dict:
+    """What limits the attention of tokens at such places of their slots."""
+    begins = None if window is None else places - window + 1
+    return {"begins": begins, "softcap": config.attention_softcap}
+
+
+def _attended(q, held, shared, slots, tiles, mesh, before=None, *, begins, softcap):
     """`read_attention` on TPU; else `tiled_attention`, on a mesh by every device through all rows
     of its heads."""
     if by_kernel(mesh):
-        return read_attention(q, held, shared, slots, tiles, before, mesh)
+        return read_attention(q, held, shared, slots, tiles, before, mesh, begins, softcap)
     if mesh is not None:
         held = kv_cache.pick_layer(held, slots, held[1].shape[2])
         held = jax.tree.map(lambda a: constrain(a, mesh, "kv_heads"), held)
         q, slots = constrain(q, mesh, None, "kv_heads"), jnp.arange(len(slots))
-    return tiled_attention(q, held, shared, slots, tiles, before)
+    return tiled_attention(q, held, shared, slots, tiles, before, begins, softcap)
 
 
 def _before(prefix: Prefix | None) -> jax.Array | np.int32:
@@ -228,19 +242,27 @@ def score(
     if nodes is not None:
         places = lengths[:, None] + depths
         x, angles = _embed(params["embed"], nodes, places, _before(prefix), **static)
+        windows, angles = config.windows, [angles[n] for n in config.rope_of]
         for n, (layer, held) in enumerate(zip(params["layers"], cache.layers, strict=True)):
-            shared = prefix and prefix.layer(n)
-            x = score_layer(layer, held, shared, x, angles, slots, lengths, sees, **static)
+            shared, own = prefix and prefix.layer(n), static | {"window": windows[n]}
+            x = score_layer(layer, held, shared, x, angles[n], slots, lengths, depths, sees, **own)
     return _edges(params, last_logits, x, slots, after, ids, **static)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def score_layer(layer, held, shared, x, angles, slots, lengths, sees, *, config, dtype, mesh):
+@functools.partial(jax.jit, static_argnames=_STATIC_OF_LAYER)
+def score_layer(
+    layer, held, shared, x, angles, slots, lengths, depths, sees,
+    *, config, dtype, mesh, window=None,
+):  # fmt: skip
     """One layer of `score`: the residual stream [D, R W] after it."""
     tiles = Tiles.behind(lengths, sees.shape[1])
+    limits = _limits(config, window, (lengths[:, None] + depths).ravel())
+    if window is not None:
+        sees = sees & (depths[:, :, None] - depths[:, None] < window)
 
     def attend(q, k, v):
-        return _attended(q, held, shared, slots, tiles, mesh, among(q, k, v, sees)), None
+        before = among(q, k, v, sees, config.attention_softcap)
+        return _attended(q, held, shared, slots, tiles, mesh, before, **limits), None
 
     x, _ = block(config, dtype, layer, x, angles, attend)
     return constrain(x, mesh, *STREAM)

@@ -37,6 +37,7 @@ def mixture(
     down: jax.Array,
     *,
     per_token: int,
+    normalised: bool = True,
     mesh: jax.sharding.AbstractMesh | None,
     names: AxisNames,
 ) -> jax.Array:
@@ -51,12 +52,13 @@ def mixture(
       gate, up: [E, D, F].
       down: [E, F, D].
       per_token: experts of a token.
+      normalised: whether their weights are divided by their sum.
       names: of x's first axes, for its split over the mesh.
 
     Returns:
       [..., D].
     """
-    mix = functools.partial(_mixture, per_token=per_token)
+    mix = functools.partial(_mixture, per_token=per_token, normalised=normalised)
     if mesh is None:
         return mix(x, router, gate, up, down)
     rows = fitted(mesh, x.shape, *names).spec
@@ -71,12 +73,14 @@ def mixture(
     return jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=rows)(x, router, gate, up, down)
 
 
-def _mixture(x, router, gate, up, down, *, per_token: int) -> jax.Array:
+def _mixture(x, router, gate, up, down, *, per_token: int, normalised: bool) -> jax.Array:
     """One device's tokens, and its part of every expert's hidden layer."""
     tokens = x.reshape(-1, x.shape[-1])
     scores = jax.nn.softmax((tokens @ router.astype(x.dtype)).astype(jnp.float32))
     weights, chosen = jax.lax.top_k(scores, per_token)
-    weights = (weights / weights.sum(-1, keepdims=True)).astype(x.dtype)
+    if normalised:
+        weights = weights / weights.sum(-1, keepdims=True)
+    weights = weights.astype(x.dtype)
     order = jnp.argsort(chosen.reshape(-1))  # of (token, expert), by expert
     sizes = jnp.bincount(chosen.reshape(-1), length=router.shape[1])
     gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))

@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from cai_jax.logprobs import softcapped
 from cai_jax.mesh import fitted
 from cai_jax.models.attention import MASKED
 
@@ -22,6 +23,8 @@ def ring_attention(
     v: jax.Array,
     segment_ids: jax.Array,
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+    window: jax.Array | int | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Causal attention within segments, T split over the mesh's `sequence` axis.
 
@@ -37,19 +40,22 @@ def ring_attention(
       k, v: [B, T, K, C].
       segment_ids: int32[B, T], as for `attention.causal_mask`.
       mesh: whose rows' and `tensor` axes split B and heads as usual.
+      window, softcap: as in `attention.self_attention`. Keys that no window reaches go round too.
 
     Returns:
       [B, T, H, C].
     """
     heads = fitted(mesh, k.shape, "batch", "tokens", "kv_heads").spec
     ids = fitted(mesh, segment_ids.shape, "batch", "tokens").spec
-    ring = functools.partial(_attend, size=mesh.shape["sequence"])
-    return jax.shard_map(ring, mesh=mesh, in_specs=(heads, heads, heads, ids), out_specs=heads)(
-        q, k, v, segment_ids
+    window = None if window is None else jnp.asarray(window, jnp.int32)
+    ring = functools.partial(_attend, size=mesh.shape["sequence"], softcap=softcap)
+    specs = heads, heads, heads, ids, jax.sharding.PartitionSpec()
+    return jax.shard_map(ring, mesh=mesh, in_specs=specs, out_specs=heads)(
+        q, k, v, segment_ids, window
     )
 
 
-def _attend(q, k, v, ids, *, size: int) -> jax.Array:
+def _attend(q, k, v, ids, window, *, size: int, softcap: float | None) -> jax.Array:
     """One device's queries to the keys of all `size` devices."""
     b, t, heads, c = q.shape
     places = jax.lax.axis_index("sequence") * t + jnp.arange(t)[None]
@@ -60,7 +66,7 @@ def _attend(q, k, v, ids, *, size: int) -> jax.Array:
     for left in reversed(range(size)):
         # Sent on before they are used, so that sending and computing overlap.
         ahead = _send_on(held, size) if left else held
-        sums = _meet(queries, held, sums)
+        sums = _meet(queries, held, sums, window, softcap)
         held = ahead
     out, total, _ = sums
     out = jnp.moveaxis(out / total[..., None], (0, 4), (1, 2))  # [B, blocks, queries, K, G, C]
@@ -79,7 +85,13 @@ def _blocks(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x.reshape(x.shape[0], -1, n, *x.shape[2:]), 1, 0)
 
 
-def _meet(queries: tuple[jax.Array, ...], held: Keys, before: Sums | None) -> Sums:
+def _meet(
+    queries: tuple[jax.Array, ...],
+    held: Keys,
+    before: Sums | None,
+    window: jax.Array | int | None,
+    softcap: float | None,
+) -> Sums:
     """Adds what the held keys and values contribute; [blocks, B, K, G, queries, ...] each.
 
     The backward pass makes a block's scores again. Gradients of keys and values are summed over
@@ -94,8 +106,11 @@ def _meet(queries: tuple[jax.Array, ...], held: Keys, before: Sums | None) -> Su
         k, v = wide_keys.astype(q.dtype), wide_values.astype(q.dtype)
         sees = (ids[:, :, None] == key_ids[:, None]) & (key_ids > 0)[:, None]
         sees &= places[:, :, None] >= key_places[:, None]
+        if window is not None:
+            sees &= places[:, :, None] - key_places[:, None] < window
         scores = jnp.einsum("bqkgc,bpkc->bkgqp", q, k, preferred_element_type=jnp.float32)
-        scores = jnp.where(sees[:, None, None], scores * q.shape[-1] ** -0.5, MASKED)
+        scores = softcapped(scores * q.shape[-1] ** -0.5, softcap)
+        scores = jnp.where(sees[:, None, None], scores, MASKED)
         maximum = scores.max(-1)
         if before is not None:
             maximum = jnp.maximum(maximum, before[2])

@@ -72,7 +72,7 @@ def reply_logprobs(
       float32[B, R] twice; what stands where `mask` is False is meaningless.
     """
     hidden = _before_reply(config, params, prompt, prompt_mask, reply, mask, remat, dtype)
-    return chunked_token_logprobs(hidden, unembedding(params), reply, temperature, CHUNK)
+    return _chunked(config, params, hidden, reply, temperature)
 
 
 def reply_values(
@@ -103,8 +103,13 @@ def reply_logprobs_and_values(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`reply_logprobs` and `reply_values` of one trunk with both heads, in one pass."""
     hidden = _before_reply(config, params, prompt, prompt_mask, reply, mask, remat, dtype)
-    said = chunked_token_logprobs(hidden, unembedding(params), reply, temperature, CHUNK)
+    said = _chunked(config, params, hidden, reply, temperature)
     return *said, heads.scalar(params, hidden)
+
+
+def _chunked(config, params, hidden, reply, temperature) -> tuple[jax.Array, jax.Array]:
+    head, softcap = unembedding(params), config.logits_softcap
+    return chunked_token_logprobs(hidden, head, reply, temperature, CHUNK, softcap)
 
 
 def _before_reply(config, params, prompt, prompt_mask, reply, mask, remat, dtype) -> jax.Array:

@@ -37,6 +37,8 @@ def decode_attention(
     shared: Shared | None,
     seen: jax.Array,
     mesh: Mesh | None,
+    begins: jax.Array | None = None,
+    softcap: float | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """One token in each slot attends to what all rows read first, and to its slot.
@@ -47,20 +49,24 @@ def decode_attention(
       shared: keys [K, 1, C, P], values [K, 1, P, C] and length int32[], or None.
       seen: int32[S], how much of its slot each token sees.
       mesh: over which slots and kv heads are split as `kv_cache.empty` does; None for one device.
+      begins, softcap: as in `tiles.tiled_attention`; int32[S].
       interpret: whether to run the kernel's Python, on any device, for tests.
 
     Returns:
       [S, K, G, C]; zeros where nothing is seen.
     """
 
-    def attend(q, held, shared, seen):
+    kernel = functools.partial(attend_tiles, softcap=softcap, interpret=interpret)
+
+    def attend(q, held, shared, seen, begins):
         q = (q * q.shape[-1] ** -0.5).swapaxes(0, 1)
         limits = jnp.broadcast_to(seen[:, None], q.shape[1:3])
-        own = attend_tiles(q, held, jnp.arange(len(seen)), limits, interpret)
-        return _joined([own, *_to_shared(q, shared, interpret)], q.dtype).swapaxes(0, 1)
+        lowest = None if begins is None else jnp.broadcast_to(begins[:, None], q.shape[1:3])
+        own = kernel(q, held, jnp.arange(len(seen)), limits, lowest)
+        return _joined([own, *_to_shared(q, shared, begins, kernel)], q.dtype).swapaxes(0, 1)
 
-    names = (AXES[::-1], AXES, AXES, AXES[1:])
-    return _on(mesh, attend, (q, held, shared, seen), names)
+    names = (AXES[::-1], AXES, AXES, AXES[1:], AXES[1:])
+    return _on(mesh, attend, (q, held, shared, seen, begins), names)
 
 
 def read_attention(
@@ -71,12 +77,15 @@ def read_attention(
     tiles: Tiles,
     before: State | None,
     mesh: Mesh | None,
+    begins: jax.Array | None = None,
+    softcap: float | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """`tiles.tiled_attention` by the kernel; `mesh` and `interpret` as in `decode_attention`."""
+    kernel = functools.partial(attend_tiles, softcap=softcap, interpret=interpret)
     split = mesh and fitted(mesh, held[0].shape, *AXES).spec[1]  # axes of the mesh, over slots
 
-    def attend(q, held, shared, slots, tiles, before):
+    def attend(q, held, shared, slots, tiles, before, begins):
         q = (q * q.shape[-1] ** -0.5).swapaxes(0, 1)
         kv_heads, tokens, group, size = q.shape
         count, width = tiles.index.shape
@@ -93,25 +102,33 @@ def read_attention(
 
         limits = jnp.minimum(tiles.first[:, None] + 1 + jnp.arange(width), tiles.ends[:, None])
         limits = jnp.repeat(jnp.where(index < tokens, limits, 0), group, axis=1)
-        own = attend_tiles(taken(q), held, slot, limits, interpret)
-        others = [*_to_shared(q, shared, interpret), *([] if before is None else [before])]
+        lowest = None
+        if begins is not None:
+            lowest = begins.at[index].get(mode="fill", fill_value=0)
+            lowest = jnp.repeat(lowest, group, axis=1)
+        own = kernel(taken(q), held, slot, limits, lowest)
+        others = [*_to_shared(q, shared, begins, kernel), *([] if before is None else [before])]
         got = _joined([own, *(tuple(map(taken, state)) for state in others)], q.dtype)
         got = got.reshape(kv_heads, count, width, group, size)
         out = jnp.zeros_like(q).at[:, index].set(got, mode="drop").swapaxes(0, 1)
         return jax.lax.psum(out, split) if split else out
 
-    names = ((None, *AXES[:1]), AXES, AXES, (), (), AXES[:1])
-    return _on(mesh, attend, (q, held, shared, slots, tiles, before), names)
+    names = ((None, *AXES[:1]), AXES, AXES, (), (), AXES[:1], ())
+    return _on(mesh, attend, (q, held, shared, slots, tiles, before, begins), names)
 
 
-def _to_shared(q: jax.Array, shared: Shared | None, interpret: bool) -> list[State]:
+def _to_shared(
+    q: jax.Array, shared: Shared | None, begins: jax.Array | None, kernel: Callable[..., State]
+) -> list[State]:
     """What queries [K, N, G, C] get of what all rows read first, if anything: [K, N, G, X]."""
     if shared is None:
         return []
     *held, length = shared
     limits = jnp.full((1, q.shape[1] * q.shape[2]), length)
+    if begins is not None:
+        begins = jnp.repeat(begins + length, q.shape[2])[None]
     everyone = q.reshape(len(q), 1, -1, q.shape[-1])
-    state = attend_tiles(everyone, tuple(held), jnp.zeros(1, jnp.int32), limits, interpret)
+    state = kernel(everyone, tuple(held), jnp.zeros(1, jnp.int32), limits, begins)
     return [tuple(x.reshape(*q.shape[:3], -1) for x in state)]
 
 

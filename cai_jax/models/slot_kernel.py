@@ -1,8 +1,9 @@
 """Tiles of queries through slots, on TPU: a Pallas kernel.
 
-A tile is a few queries that look at one slot, each at its first places up to a limit of its own.
-It goes through the slot in blocks of keys and keeps a running maximum and denominator (flash
-attention). Blocks behind its last limit are not fetched.
+A tile is a few queries that look at one slot, each at its first places up to a limit of its own,
+or from a beginning of its own to there. It goes through the slot in blocks of keys and keeps a
+running maximum and denominator (flash attention). Blocks behind its last limit, and those before
+its first beginning, are not fetched.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from cai_jax.logprobs import softcapped
 from cai_jax.models.attention import MASKED
 from cai_jax.models.kv_cache import Layer
 from cai_jax.models.tiles import State
@@ -23,7 +25,13 @@ BLOCK = 512  # keys that a tile meets together; with the widest, a third of on-c
 
 
 def attend_tiles(
-    q: jax.Array, held: Layer, slots: jax.Array, limits: jax.Array, interpret: bool = False
+    q: jax.Array,
+    held: Layer,
+    slots: jax.Array,
+    limits: jax.Array,
+    begins: jax.Array | None = None,
+    softcap: float | None = None,
+    interpret: bool = False,
 ) -> State:
     """M tiles of Q queries, each through a slot: the kernel.
 
@@ -32,6 +40,8 @@ def attend_tiles(
       held: k [K, S, C, P] and v [K, S, P, C].
       slots: int32[M], where each tile looks; any number in one that sees nothing.
       limits: int32[M, Q], how many of its slot's places each query sees.
+      begins: int32[M, Q], the first place of them that it sees; None where that is 0.
+      softcap: of `logprobs.softcapped`.
 
     Returns:
       Maxima and denominators float32[K, M, Q, 1] and sums of values float32[K, M, Q, C]; MASKED
@@ -41,6 +51,9 @@ def attend_tiles(
     parts = -(-queries // WIDEST)
     width = -(-queries // parts)
     filler = ((0, 0), (0, parts * width - queries))
+    if begins is not None:
+        limits = jnp.where(begins < limits, limits, 0)
+        begins = jnp.pad(begins, filler).reshape(-1, width, 1)
     limits = jnp.pad(limits, filler).reshape(-1, width, 1)
     q = jnp.pad(q, ((0, 0), *filler, (0, 0))).reshape(kv_heads, -1, width, size)
     keys, values = held[0].swapaxes(2, 3), held[1]  # as XLA keeps both where tokens are written
@@ -50,7 +63,12 @@ def attend_tiles(
     last = -(-limits.max((1, 2)) // block) - 1
     # A tile that sees nothing stays where the one before it ended, so that nothing is fetched.
     stay = jax.lax.cummax(jnp.where(last >= 0, jnp.arange(count), 0))
-    slots, first, last = slots[stay], jnp.where(last >= 0, 0, last[stay]), last[stay]
+    first = 0
+    if begins is not None:
+        lowest = jnp.where(limits > 0, begins, length).min((1, 2))
+        first = jnp.maximum(lowest, 0) // block
+    slots, first, last = slots[stay], jnp.where(last >= 0, first, last[stay]), last[stay]
+    bounds = [limits] if begins is None else [limits, begins]
 
     def block_of(head, tile, number, slots, first, last):
         return head, slots[tile], jnp.clip(number, first[tile], jnp.maximum(last[tile], 0)), 0
@@ -63,12 +81,13 @@ def attend_tiles(
         for x in (1, size)
     }
     state = pl.pallas_call(
-        functools.partial(_kernel, length=length),
+        functools.partial(_kernel, length=length, softcap=softcap, bounds=len(bounds)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(kv_heads, count, -(-length // block)),
             in_specs=[
-                pl.BlockSpec((None, width, 1), lambda head, tile, *_: (tile, 0, 0)),
+                *[pl.BlockSpec((None, width, 1), lambda head, tile, *_: (tile, 0, 0))]
+                * len(bounds),
                 *(by_tile[size], by_block, by_block),
             ],
             out_specs=[by_tile[1], by_tile[1], by_tile[size]],
@@ -80,14 +99,16 @@ def attend_tiles(
         cost_estimate=_cost(q, values),
         interpret=interpret,
         name="slot_attention",
-    )(slots, first, last, limits, q, keys, values)
+    )(slots, first, last, *bounds, q, keys, values)
     state = (x.reshape(kv_heads, count // parts, parts * width, -1) for x in state)
     return tuple(x[:, :, :queries] for x in state)
 
 
-def _kernel(slots, first, last, limits, q, k, v, maximum, total, values, *, length: int) -> None:
+def _kernel(slots, first, last, *refs, length: int, softcap: float | None, bounds: int) -> None:
     """A tile [Q, C] meets a block of keys and values [P, C]; its state stays on the chip."""
     del slots
+    limits, *begins = refs[:bounds]
+    q, k, v, maximum, total, values = refs[bounds:]
     tile, number, block = pl.program_id(1), pl.program_id(2), k.shape[0]
 
     @pl.when(number == 0)
@@ -100,6 +121,8 @@ def _kernel(slots, first, last, limits, q, k, v, maximum, total, values, *, leng
     def _():
         place = number * block + jax.lax.broadcasted_iota(jnp.int32, (q.shape[0], block), 1)
         seen = place < limits[...]
+        for begin in begins:
+            seen &= place >= begin[...]
         met = v[...].astype(q.dtype)
         if length % block:  # behind the end stands anything
             below = jax.lax.broadcasted_iota(jnp.int32, met.shape, 0)
@@ -107,7 +130,7 @@ def _kernel(slots, first, last, limits, q, k, v, maximum, total, values, *, leng
         scores = jnp.einsum(
             "qc,pc->qp", q[...], k[...].astype(q.dtype), preferred_element_type=jnp.float32
         )
-        scores = jnp.where(seen, scores, MASKED)
+        scores = jnp.where(seen, softcapped(scores, softcap), MASKED)
         higher = jnp.maximum(maximum[...], scores.max(-1, keepdims=True))
         fade = jnp.exp(maximum[...] - higher)
         weights = jnp.where(seen, jnp.exp(scores - higher), 0)

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from cai_jax.logprobs import softcapped
 from cai_jax.models.attention import MASKED
 from cai_jax.models.kv_cache import Layer
 
@@ -72,6 +73,8 @@ def tiled_attention(
     slots: jax.Array,
     tiles: Tiles,
     before: State | None = None,
+    begins: jax.Array | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Each token attends to what all rows read first, and to its slot as far as its tile sees it,
     up to its own place.
@@ -83,6 +86,9 @@ def tiled_attention(
       slots: int32[R], where each row stands in `held`.
       tiles: of the list.
       before: of `among`, what else each token attends to.
+      begins: int32[N], the first place of its slot that each token sees; below 0, so much of the
+        end of what all rows read first. None where all is seen.
+      softcap: of `logprobs.softcapped`.
 
     Returns:
       [N, K, G, C]; zeros for padding.
@@ -95,9 +101,12 @@ def tiled_attention(
             jnp.zeros((kv_heads, tokens * group, 1), jnp.float32),
             jnp.zeros((kv_heads, tokens * group, size), jnp.float32),
         )
+    if begins is not None:
+        begins = jnp.repeat(begins, group)
     if shared is not None:
-        everyone = q.reshape(kv_heads, -1, size)
-        before = _through(before, everyone, shared[:2], 0, shared[2], None, BLOCK)
+        everyone, length = q.reshape(kv_heads, -1, size), shared[2]
+        seen = None if begins is None else begins + length
+        before = _through(before, everyone, shared[:2], 0, length, None, BLOCK, seen, softcap)
     before = [x.reshape(kv_heads, tokens, group, -1) for x in before]
 
     def one(number: jax.Array, out: jax.Array) -> jax.Array:
@@ -111,20 +120,26 @@ def tiled_attention(
         state = tuple(map(taken, before))
         slot = slots[tiles.rows[number]]
         block = max(OWN_BLOCK, len(index))
-        _, total, values = _through(state, taken(q), held, slot, end, places, block)
+        seen = None
+        if begins is not None:
+            seen = begins.reshape(-1, group).at[index].get(mode="fill", fill_value=0).ravel()
+        _, total, values = _through(state, taken(q), held, slot, end, places, block, seen, softcap)
         got = (values / total).astype(q.dtype).reshape(kv_heads, len(index), group, size)
         return out.at[:, index].set(got, mode="drop")
 
     return jax.lax.fori_loop(0, tiles.used, one, jnp.zeros_like(q)).swapaxes(0, 1)
 
 
-def among(q: jax.Array, k: jax.Array, v: jax.Array, sees: jax.Array) -> State:
+def among(
+    q: jax.Array, k: jax.Array, v: jax.Array, sees: jax.Array, softcap: float | None = None
+) -> State:
     """New tokens of R rows, W in each, attend among themselves.
 
     Args:
       q: [R W, K, G, C].
       k, v: [R W, K, C].
       sees: bool[R, W, W], query by key; itself, always.
+      softcap: of `logprobs.softcapped`.
 
     Returns:
       The state that `tiled_attention` goes on from.
@@ -132,7 +147,7 @@ def among(q: jax.Array, k: jax.Array, v: jax.Array, sees: jax.Array) -> State:
     tokens, kv_heads, group, size = q.shape
     q, k, v = (x.reshape(*sees.shape[:2], kv_heads, -1, size) for x in (q * size**-0.5, k, v))
     scores = jnp.einsum("rwkgc,rukxc->krwgu", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(sees[:, :, None], scores, MASKED)
+    scores = jnp.where(sees[:, :, None], softcapped(scores, softcap), MASKED)
     maximum = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - maximum)
     values = jnp.einsum(
@@ -150,10 +165,14 @@ def _through(
     length: jax.Array,
     places: jax.Array | None,
     block: int,
+    begins: jax.Array | None,
+    softcap: float | None,
 ) -> State:
-    """Queries [K, Q, C] through one slot's first `length` keys, none behind a query's place."""
+    """Queries [K, Q, C] through one slot's first `length` keys, none behind a query's place or
+    before where it begins."""
     k, v = held
     block = min(block, v.shape[2])
+    first = 0 if begins is None else jnp.maximum(begins.min(), 0) // block
 
     def one(number: jax.Array, state: State) -> State:
         maximum, total, values = state
@@ -163,14 +182,15 @@ def _through(
         place = begin + jnp.arange(block)
         seen = (place >= number * block) & (place < length)
         seen = seen if places is None else seen & (place <= places[:, None])
+        seen = seen if begins is None else seen & (place >= begins[:, None])
         scores = jnp.einsum(
             "kqc,kcp->kqp", q, keys.astype(q.dtype), preferred_element_type=jnp.float32
         )
-        scores = jnp.where(seen, scores, MASKED)
+        scores = jnp.where(seen, softcapped(scores, softcap), MASKED)
         higher = jnp.maximum(maximum, scores.max(-1, keepdims=True))
         fade, weights = jnp.exp(maximum - higher), jnp.exp(scores - higher)
         weighted = weights.astype(q.dtype), met.astype(q.dtype)
         new = jnp.einsum("kqp,kpc->kqc", *weighted, preferred_element_type=jnp.float32)
         return higher, total * fade + weights.sum(-1, keepdims=True), values * fade + new
 
-    return jax.lax.fori_loop(0, -(-length // block), one, state)
+    return jax.lax.fori_loop(first, -(-length // block), one, state)

@@ -6,9 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cai_jax.logprobs import softcapped
 from cai_jax.mesh import constrain, traced_mesh_of
+from cai_jax.models.attention import WIDEST
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.layers import Block, RMSNorm, rotary_angles
+from cai_jax.models.layers import Angles, Block, Norm, rotary_angles
 
 Params = dict
 
@@ -56,7 +58,9 @@ class Transformer(nn.Module):
         # The table is split by features. An exchange at a time, or XLA sends everything everywhere.
         for names in (("replicas", None, "embed"), ("batch", None, "tokens"), ("batch", "tokens")):
             x = constrain(x, self.mesh, *names)
-        cos, sin = rotary_angles(positions, config)
+        if config.scaled_embeddings:
+            x = scaled_embedding(x)
+        angles, own = by_layer(config, positions)
         if self.remat == "none":
             block = Block
         else:
@@ -65,13 +69,29 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, nn.broadcast, 0),
             length=config.layers,
         )(config, self.dtype, self.mesh, name="layers")
-        x, _ = layers(x, cos, sin, segment_ids)
+        x, _ = layers(x, angles, segment_ids, own)
         if self.is_initializing() and not config.tied_embeddings:
             nn.DenseGeneral(config.vocab_size, use_bias=False, name="lm_head")(x[:, :1])
-        return RMSNorm(config.norm_eps, self.dtype, name="final_norm")(x)
+        return Norm(config, self.dtype, name="final_norm")(x)
+
+
+def scaled_embedding(x: jax.Array) -> jax.Array:
+    """[..., D] times the root of D, which is rounded to its dtype first, as Gemma's is."""
+    return x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype)
+
+
+def by_layer(config: ModelConfig, positions: jax.Array) -> tuple[Angles, dict[str, jax.Array]]:
+    """What `Block` takes of angles, and of what is a layer's own: int32[L] each, for a scan."""
+    (angles, *others), own = rotary_angles(positions, config), {}
+    if others:
+        angles = tuple(map(jnp.stack, zip(angles, *others, strict=True)))
+        own["rope"] = jnp.array(config.rope_of)
+    if len(set(config.windows)) > 1:
+        own["window"] = jnp.array([w or WIDEST for w in config.windows])
+    return angles, own
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
@@ -88,7 +108,7 @@ def frozen(params: Params, dtype: str) -> Params:
     """
 
     def cast(path, x):
-        return x if path[-1].key == "scale" else x.astype(dtype)
+        return x if path[-2].key.endswith("norm") else x.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
@@ -100,11 +120,10 @@ def unembedding(params: Params) -> jax.Array:
     return params["embed"]["embedding"].T
 
 
-def logits(params: Params, hidden: jax.Array) -> jax.Array:
-    """[..., D] -> float32[..., V]."""
-    return jnp.dot(
-        hidden, unembedding(params).astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
+def logits(params: Params, hidden: jax.Array, softcap: float | None = None) -> jax.Array:
+    """[..., D] -> float32[..., V]; through the config's `logits_softcap`, if it has one."""
+    kernel = unembedding(params).astype(hidden.dtype)
+    return softcapped(jnp.dot(hidden, kernel, preferred_element_type=jnp.float32), softcap)
 
 
 def hidden_states(

@@ -15,8 +15,8 @@ from cai_jax.decoding.calls import FEEDS, NODES, SIZES, STEPS
 from cai_jax.decoding.sampling import Rule
 from cai_jax.mesh import fitted
 from cai_jax.models import kv_cache
-from cai_jax.models.cached import abstract_unstacked, laying_out
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.unstacked import abstract_unstacked, laying_out
 from cai_jax.plan.program import Part, Program, local_bytes, sharded
 from cai_jax.plan.training import forward_flops, params_of
 
@@ -83,8 +83,8 @@ def burst(s: Shapes) -> jax.stages.Lowered:
 
 
 def readers(s: Shapes) -> dict[str, jax.stages.Lowered]:
-    """What reads, behind a shared prefix: full calls of `reading.extend`, a layer before the last
-    and the last with its logits, and a layer of `reading.score`."""
+    """What reads, behind a shared prefix: full calls of `reading.extend`, the first layer, for all
+    before the last, and the last with its logits, and the first of `reading.score`."""
 
     def keys_and_values(count: int, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         empty = functools.partial(kv_cache.empty, s.config, count, size, s.dtype)
@@ -92,11 +92,14 @@ def readers(s: Shapes) -> dict[str, jax.stages.Lowered]:
         return tuple(s.array(x.shape, x.dtype, *kv_cache.AXES) for x in one)
 
     def stream(tokens: int):
-        angle = s.array((s.config.head_dim // 2, tokens), jnp.float32, *reading.STREAM)
+        rotated = s.config.rotary_dim or s.config.head_dim
+        angle = s.array((rotated // 2, tokens), jnp.float32, *reading.STREAM)
         return s.array((s.config.embed, tokens), s.dtype, *reading.STREAM), (angle, angle)
 
     tokens = SIZES[-1]
-    layer, head = s.params["layers"][0], {k: s.params[k] for k in ("head", "final_norm")}
+    layer = s.params["layers"][0]
+    head = {name: x for name, x in s.params.items() if name not in ("embed", "layers")}
+    first, last = (s.static | {"window": s.config.windows[n]} for n in (0, -1))
     held = keys_and_values(s.slots, s.length)
     shared = (*keys_and_values(1, PREFIX), s.array((), jnp.int32))
     column = jax.ShapeDtypeStruct((score_rows(s.slots),), jnp.int32)
@@ -107,14 +110,14 @@ def readers(s: Shapes) -> dict[str, jax.stages.Lowered]:
     ints = s.array(column.shape, jnp.int32)
     return {
         "read layer": reading.extend_layer.lower(
-            layer, held, shared, *stream(tokens), packed, **s.static
+            layer, held, shared, *stream(tokens), packed, **first
         ),
         "last read layer": reading.extend_last.lower(
-            layer, head, held, s.logits, shared, *stream(tokens), packed, **s.static
+            layer, head, held, s.logits, shared, *stream(tokens), packed, **last
         ),
         "score layer": reading.score_layer.lower(
             layer, held, shared, *stream(rows * nodes), ints, ints,
-            s.array((rows, nodes, nodes), bool), **s.static,
+            s.array((rows, nodes), jnp.int32), s.array((rows, nodes, nodes), bool), **first,
         ),
     }  # fmt: skip
 
@@ -139,7 +142,7 @@ def decoding_programs(s: Shapes) -> Iterator[Program]:
     weights = {k: v for k, v in s.params.items() if k != "head" or not s.config.tied_embeddings}
     held = local_bytes((weights, s.cache, s.logits))
     beside = local_bytes(sharded(params_of(s.config, s.dtype), s.mesh))
-    forward = forward_flops(params_of(s.config), s.length, s.config.experts_per_token)
+    forward = forward_flops(params_of(s.config), s.length, s.config)
     make = functools.partial(Program, group="engine", held=held, beside=beside)
     yield make(TOKEN, parts=(Part(burst(s), steps=STEPS),), flops=s.slots * forward)
     parts, layers = readers(s), s.config.layers

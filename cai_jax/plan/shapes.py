@@ -8,7 +8,7 @@ from cai_jax.models.config import ModelConfig, RopeScaling
 from cai_jax.settings import ConfigError
 from cai_jax.weights.fetch import SOURCES
 from cai_jax.weights.hugging_face import read_config
-from cai_jax.weights.load import load_model
+from cai_jax.weights.load import open_model
 
 SCALING = RopeScaling(factor=8.0, low=1.0, high=4.0, context=8192)  # of Llama 3.1
 LLAMA_3_8B = ModelConfig(
@@ -47,7 +47,7 @@ SHAPES = {
 def shape_of(model: str) -> ModelConfig:
     """The shape of a config's model: a name of SHAPES, or what `load_model` takes.
 
-    Of a folder only its config.json is read.
+    No tensor is read, and of a folder only its config.json.
 
     Raises:
       ConfigError: no such model.
@@ -59,7 +59,7 @@ def shape_of(model: str) -> ModelConfig:
     if (path / "config.json").is_file():
         return read_config(path)
     if model in SOURCES or path.is_file():
-        return load_model(model).config
+        return open_model(model).config
     raise ConfigError(
         f"config.model is '{model}', whose shape is unknown; give a folder with a config.json, a "
         f".gguf file, or one of {', '.join((*SHAPES, *SOURCES))}."

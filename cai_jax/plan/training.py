@@ -34,9 +34,10 @@ def params_of(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
 
 
-def forward_flops(params: PyTree, length: int, experts_per_token: int) -> float:
+def forward_flops(params: PyTree, length: int, config: ModelConfig) -> float:
     """FLOPs of a token's forward pass, of the three parts of a training step one."""
-    return flops.flops_per_token(*flops.shape_of(params, experts_per_token), length) / 3
+    shape = flops.shape_of(params, config.experts_per_token)
+    return flops.flops_per_token(*shape, length, config.windows) / 3
 
 
 def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[Program]:
@@ -56,7 +57,7 @@ def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[
         program = state.make_step(loss, made, of.microbatches, layout)
         tokens = math.prod(batch_shape(batch))
         shape = flops.shape_of(params, config.experts_per_token)
-        model = tokens * flops.flops_per_token(*shape, length)
+        model = tokens * flops.flops_per_token(*shape, length, config.windows)
         again = 4 / 3 if of.remat == "full" else 1  # the forward pass, a third of the three
         parts = (Part(program.lower(start, batch)),)
         return Program(name, group, parts, local_bytes(start), beside, model * again)
@@ -134,7 +135,7 @@ def scoring_programs(
 
     def make(name: str, params: PyTree, lowered: jax.stages.Lowered) -> Program:
         size = local_bytes(params)
-        work = o.batch_size * length * forward_flops(params, length, config.experts_per_token)
+        work = o.batch_size * length * forward_flops(params, length, config)
         return Program(f"PPO, {name}", "ppo", (Part(lowered),), size, holds - size, work)
 
     static = {"dtype": o.compute_dtype}

@@ -168,5 +168,5 @@ def train_scorer(
     return fit(
         begun, make_loss(config, settings.remat, settings.compute_dtype), settings.optimizer,
         planned, directory, settings.save_every, progress, mesh,
-        settings.microbatches, config.experts_per_token,
+        settings.microbatches, config.experts_per_token, config.windows,
     )  # fmt: skip

@@ -156,7 +156,7 @@ def response_logprobs(
     )
     # Targets are shifted and not the hidden states, which a mesh may split by tokens.
     logprobs, _ = chunked_token_logprobs(
-        hidden, unembedding(params), jnp.roll(tokens, -1, 1), 1.0, CHUNK
+        hidden, unembedding(params), jnp.roll(tokens, -1, 1), 1.0, CHUNK, config.logits_softcap
     )
     starts = jnp.repeat(batch.prompt_tokens, 2)[:, None]
     response = mask[:, 1:] & (jnp.arange(1, tokens.shape[1]) >= starts)
@@ -265,7 +265,7 @@ def train_dpo(
     return fit(
         params, make_loss(config, settings), settings.optimizer, planned, directory,
         settings.save_every, progress, mesh,
-        settings.microbatches, config.experts_per_token,
+        settings.microbatches, config.experts_per_token, config.windows,
     )  # fmt: skip
 
 

@@ -230,5 +230,5 @@ def train_preference_model(
         heads.with_scalar_head(params),
         make_loss(config, settings.remat, settings.compute_dtype),
         settings.optimizer, planned, directory, settings.save_every, progress, mesh,
-        settings.microbatches, config.experts_per_token,
+        settings.microbatches, config.experts_per_token, config.windows,
     )  # fmt: skip

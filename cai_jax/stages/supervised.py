@@ -109,8 +109,9 @@ def make_loss(config: ModelConfig, remat: str, dtype: str = "float32"):
         )  # fmt: skip
         # Targets are shifted and not the hidden states, which a mesh may split by tokens.
         logprobs, _ = chunked_token_logprobs(
-            hidden, unembedding(params), jnp.roll(batch.tokens, -1, 1), 1.0, CHUNK
-        )
+            hidden, unembedding(params), jnp.roll(batch.tokens, -1, 1), 1.0, CHUNK,
+            config.logits_softcap,
+        )  # fmt: skip
         loss, count = cross_entropy(logprobs[:, :-1], batch.loss_mask[:, 1:])
         return loss, {"count": count}
 
@@ -142,5 +143,5 @@ def finetune(
     return fit(
         params, make_loss(config, settings.remat, settings.compute_dtype), settings.optimizer,
         batches, directory, settings.save_every, progress, mesh,
-        settings.microbatches, config.experts_per_token,
+        settings.microbatches, config.experts_per_token, config.windows,
     )  # fmt: skip

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
-from cai_jax import growing, hosts, rng, storage
+from cai_jax import growing, hosts, storage
+from cai_jax.saved_params import (
+    NOT_DAMAGE,
+    CheckpointError,
+    WriteErrors,
+    check_shapes,
+    check_sums,
+    checksums,
+    first_line,
+    restore_args,
+)
 
 PyTree = Any
-# The machine's fault, not the checkpoint's.
-_NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read or used here; the message is one sentence."""
 
 
 class Checkpoints:
@@ -60,11 +62,11 @@ class Checkpoints:
         Raises:
           CheckpointError, StorageError: this save, or the one before it, could not be written.
         """
-        document = {"extra": extra, "checksums": _checksums(state)}
+        document = {"extra": extra, "checksums": checksums(state)}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), document=ocp.args.JsonSave(document)
         )
-        with _WriteErrors(self.directory):
+        with WriteErrors(self.directory):
             growing.put_all()  # the rows of the steps that the checkpoint holds
             self._manager.wait_until_finished()
             # Without force it may decide, silently, that this step need not be saved.
@@ -91,7 +93,7 @@ class Checkpoints:
         for step in reversed(steps):
             try:
                 return self._read(step, template)
-            except (CheckpointError, *_NOT_DAMAGE):
+            except (CheckpointError, *NOT_DAMAGE):
                 raise
             except Exception as error:
                 if (away := storage.not_reached(error, self.directory)) is not None:
@@ -118,16 +120,13 @@ class Checkpoints:
         self._manager.close()
 
     def _wait(self) -> None:
-        with _WriteErrors(self.directory):
+        with WriteErrors(self.directory):
             self._manager.wait_until_finished()
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
             self.directory,
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(use_compression=False),
-                "document": ocp.JsonCheckpointHandler(),
-            },
+            item_handlers=_handlers(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep,
                 cleanup_tmp_directories=True,
@@ -138,16 +137,16 @@ class Checkpoints:
     def _read(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
         found = self._manager.item_metadata(step)["state"].tree
         check_shapes(found, template, self.directory / str(step))
-        items = ocp.args.Composite(state=_restore_args(template), document=ocp.args.JsonRestore())
+        items = ocp.args.Composite(state=restore_args(template), document=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
-        _check_sums(restored["state"], restored["document"]["checksums"])
+        check_sums(restored["state"], restored["document"]["checksums"])
         return restored["state"], restored["document"]["extra"]
 
     def _set_aside(self, step: int, error: Exception) -> None:
         damaged = self.directory / f"damaged-{step}"
         warnings.warn(
             f"The checkpoint of step {step} in {self.directory} is damaged "
-            f"({_first_line(error)}); it is moved to {damaged.name} and the one before it is used.",
+            f"({first_line(error)}); it is moved to {damaged.name} and the one before it is used.",
             stacklevel=3,
         )
         self._manager.close()
@@ -155,165 +154,62 @@ class Checkpoints:
         self._manager = self._open()
 
 
-def save_params(directory: str | Path, params: PyTree, metadata: dict[str, Any]) -> None:
-    """Saves parameters alone, replacing what `directory` holds; returns when they are on disk.
+def trained_params(directory: str | Path, step: int) -> PyTree:
+    """The params in a checkpoint of training, without its optimiser's state, which is not read.
+
+    Training may go on meanwhile. Of PPO's models it is the policy's params.
 
     Args:
-      directory: appears only when complete.
-      params: a tree of dicts of arrays.
-      metadata: anything JSON can hold.
-
-    Raises:
-      CheckpointError, StorageError: they could not be written.
-    """
-    document = {"metadata": metadata, "checksums": _checksums(params)}
-    items = ocp.args.Composite(
-        params=ocp.args.PyTreeSave(params), document=ocp.args.JsonSave(document)
-    )
-    directory = storage.absolute(storage.path(directory))
-    with _WriteErrors(directory), _params_checkpointer() as checkpointer:
-        checkpointer.save(directory, args=items, force=True)
-
-
-def load_params(
-    directory: str | Path, shardings: PyTree | None = None
-) -> tuple[PyTree, dict[str, Any]]:
-    """Reads what `save_params` wrote.
-
-    Args:
-      directory: the folder.
-      shardings: a tree of jax.sharding.Sharding like the params, or None for the default device.
+      directory: of a `Checkpoints`.
+      step: which of its checkpoints.
 
     Returns:
-      (params, metadata), every array bit for bit as it was saved.
+      params, float32, on the default device.
 
     Raises:
-      CheckpointError: the folder is missing, damaged, or holds other tensors than `shardings`.
+      CheckpointError: there is no such checkpoint, or it is damaged.
+      StorageError: the bucket cannot be reached.
     """
     directory = storage.absolute(storage.path(directory))
-    if not directory.exists():  # what is_dir() says of a bucket out of reach too
-        raise CheckpointError(f"There are no saved parameters at {directory}.")
+    options = ocp.CheckpointManagerOptions(read_only=True)  # the trainer may be writing there
+    steps: list[int] = []
+    if directory.exists():
+        with ocp.CheckpointManager(directory, item_handlers=_handlers(), options=options) as found:
+            steps = sorted(found.all_steps())
+            if step in steps:
+                return _params_in(found, step, directory)
+    there = f"it has those of {', '.join(map(str, steps))}" if steps else "it has none"
+    raise CheckpointError(f"{directory} has no checkpoint of step {step}; {there}.")
+
+
+def _params_in(manager: ocp.CheckpointManager, step: int, directory: Path) -> PyTree:
     try:
-        with _params_checkpointer() as checkpointer:
-            found = checkpointer.metadata(directory).item_metadata["params"].tree
-            template = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), found)
-            if shardings is not None:
-                template = jax.tree.map(
-                    lambda t, s: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=s),
-                    template,
-                    shardings,
-                )
-            items = ocp.args.Composite(
-                params=_restore_args(template), document=ocp.args.JsonRestore()
-            )
-            restored = checkpointer.restore(directory, args=items)
-        _check_sums(restored["params"], restored["document"]["checksums"])
-    except _NOT_DAMAGE:
+        found = manager.item_metadata(step)["state"].tree
+        outer = ["policy"] if "policy" in found else []
+        params = found["policy"]["params"] if outer else found["params"]
+        template = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), params)
+        for key in ["params", *outer]:
+            template = {key: template}
+        args = ocp.args.Composite(
+            state=restore_args(template, partial_restore=True), document=ocp.args.JsonRestore()
+        )
+        restored = manager.restore(step, args=args)
+        check_sums(restored["state"], restored["document"]["checksums"])
+    except NOT_DAMAGE:
         raise
     except Exception as error:
         if (away := storage.not_reached(error, directory)) is not None:
             raise away from error
         raise CheckpointError(
-            f"The parameters saved at {directory} cannot be read ({_first_line(error)}); remove "
-            f"{directory.parent} to make them again, or put a whole copy there."
+            f"The checkpoint of step {step} in {directory} cannot be read ({first_line(error)}); "
+            "take another step."
         ) from error
-    return restored["params"], restored["document"]["metadata"]
+    state = restored["state"]
+    return (state["policy"] if outer else state)["params"]
 
 
-class _WriteErrors:
-    """Turns whatever the storage layers raise into one sentence that names the folder."""
-
-    def __init__(self, directory: Path):
-        self._directory = directory
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, Exception):
-            if (away := storage.not_reached(error, self._directory)) is not None:
-                raise away from error
-            raise CheckpointError(
-                f"A checkpoint could not be written to {self._directory} ({_first_line(error)}); "
-                "check that there is room and that the folder may be written."
-            ) from error
-
-
-def _params_checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(
-        ocp.CompositeCheckpointHandler(
-            params=ocp.PyTreeCheckpointHandler(use_compression=False),
-            document=ocp.JsonCheckpointHandler(),
-        )
-    )
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
-
-
-def _restore_args(template: PyTree) -> ocp.args.PyTreeRestore:
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def place(leaf):
-        sharding = getattr(leaf, "sharding", None) or default
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    abstract = jax.tree.map(place, template)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-    return ocp.args.PyTreeRestore(abstract, restore_args=restore_args)
-
-
-def check_shapes(found: PyTree, template: PyTree, where: Path) -> None:
-    """Raises CheckpointError unless two trees hold arrays of the same shapes and dtypes."""
-    found, expected = _named(found), _named(template)
-    for name in [*expected, *found]:
-        here, there = (
-            _describe(tree[name]) if name in tree else None for tree in (expected, found)
-        )
-        if here != there:
-            raise CheckpointError(
-                f"The checkpoint {where} holds {there or 'nothing'} at {name}, where this run's "
-                f"config needs {here or 'nothing'}; use the config it was written with or a new "
-                "workdir."
-            )
-
-
-def _describe(leaf: Any) -> str:
-    return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
-
-
-def _checksums(tree: PyTree) -> dict[str, int]:
-    return {name: int(value) for name, value in _named(jax.device_get(_sums(tree))).items()}
-
-
-def _check_sums(tree: PyTree, expected: dict[str, int]) -> None:
-    # Storage reads a lost piece of an array as zeros and checks no values: this does.
-    for name, value in _checksums(tree).items():
-        if expected[name] != value:
-            raise OSError(f"the values of {name} are not those that were saved")
-
-
-@jax.jit
-def _sums(tree: PyTree) -> PyTree:
-    """One uint32 an array: its bits, each weighted by an odd hash of its index, summed mod 2^32.
-
-    Integer arithmetic, so the result doesn't depend on the sharding or the number of devices.
-    """
-
-    def leaf_sum(x):
-        x = jnp.asarray(x)
-        if x.dtype == jnp.bool_:
-            bits = x
-        else:
-            bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-        weights = rng.counter_bits(x.shape) | jnp.uint32(1)
-        return (bits.astype(jnp.uint32) * weights).sum(dtype=jnp.uint32)
-
-    return jax.tree.map(leaf_sum, tree)
-
-
-def _first_line(error: Exception) -> str:
-    line = f"{type(error).__name__}: {error}".splitlines()[0]
-    return line.split(". See full")[0][:200]  # TensorStore goes on with addresses of its own
+def _handlers() -> dict[str, Any]:
+    return {
+        "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+        "document": ocp.JsonCheckpointHandler(),
+    }

@@ -29,6 +29,7 @@ def fit(
     mesh: jax.sharding.Mesh | None = None,
     microbatches: int = 1,
     experts_per_token: int = 0,
+    windows: tuple[int | None, ...] = (),
 ) -> Params:
     """Trains a step on each batch; resumes from the newest checkpoint in `directory`.
 
@@ -40,7 +41,7 @@ def fit(
       save_every: steps between checkpoints.
       mesh: over which params, optimiser state and batches are split; None for one device.
       microbatches: that each batch goes through the model in; the update is the whole batch's.
-      experts_per_token: of the model's config, for its FLOPs.
+      experts_per_token, windows: of the model's config, for its FLOPs.
 
     Returns:
       the trained params.
@@ -57,7 +58,7 @@ def fit(
 
     def rates(step: int, seconds: float) -> dict[str, float]:
         real = np.asarray(batches[step - 1].real)
-        return flops.rates(shape, int(real.sum()), real.shape[-1], seconds, peak)
+        return flops.rates(shape, int(real.sum()), real.shape[-1], seconds, peak, windows)
 
     final = train(
         start,

@@ -23,7 +23,14 @@ _PEAK = {
 }
 
 
-def flops_per_token(weights: int, layers: int, heads: int, head_dim: int, length: int) -> int:
+def flops_per_token(
+    weights: int,
+    layers: int,
+    heads: int,
+    head_dim: int,
+    length: int,
+    windows: tuple[int | None, ...] = (),
+) -> int:
     """FLOPs that one training step needs for each token.
 
         6 N + 12 L H Q T
@@ -37,8 +44,10 @@ def flops_per_token(weights: int, layers: int, heads: int, head_dim: int, length
       weights: N, those that every token is multiplied with; see `shape_of`.
       layers, heads, head_dim: L, H and Q.
       length: T, tokens of a row.
+      windows: of a config's layers, which see so many tokens of it at most; None or none: all.
     """
-    return 6 * weights + 12 * layers * heads * head_dim * length
+    seen = sum(min(length, window or length) for window in windows or (None,) * layers)
+    return 6 * weights + 12 * seen * heads * head_dim
 
 
 def shape_of(params: PyTree, experts_per_token: int = 0) -> tuple[int, int, int, int]:
@@ -66,7 +75,12 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def rates(
-    shape: tuple[int, int, int, int], tokens: int, length: int, seconds: float, peak: float | None
+    shape: tuple[int, int, int, int],
+    tokens: int,
+    length: int,
+    seconds: float,
+    peak: float | None,
+    windows: tuple[int | None, ...] = (),
 ) -> dict[str, float]:
     """The perf/ metrics of a training step.
 
@@ -76,12 +90,13 @@ def rates(
       length: T of a row, padding included.
       seconds: that the step took.
       peak: FLOP/s of all devices together, or None.
+      windows: as in `flops_per_token`.
 
     Returns:
       perf/tokens_per_second, and perf/model_flops_utilisation (0 to 1) where the peak is known.
     """
     found = {"perf/tokens_per_second": tokens / seconds}
     if peak is not None:
-        needed = tokens * flops_per_token(*shape, length)
+        needed = tokens * flops_per_token(*shape, length, windows)
         found["perf/model_flops_utilisation"] = needed / (seconds * peak)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,31 @@ from typing import Any
 import gguf
 import numpy as np
 
-from cai_jax.models.config import ModelConfig
+from cai_jax.models.config import ModelConfig, RopeScaling
 from cai_jax.tokenizer import Tokenizer
 from cai_jax.weights import names, vocabularies
 from cai_jax.weights.names import WeightsError
+from cai_jax.weights.stored import Stored
 
 ARCHITECTURES = ("llama", "qwen2")
+# By what rotary frequencies are divided; llama.cpp's files have this in place of a scaling's name.
+_ROPE = "rope_freqs.weight"
+_PUBLISHED = tuple(RopeScaling(factor, low=1.0, high=4.0, context=8192) for factor in (8.0, 32.0))
 
 
 def read_gguf(path: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
-    """Reads a GGUF file of an architecture in ARCHITECTURES, quantised or not.
-
-    Everything is checked before a tensor is touched: metadata, names, shapes, length of the file.
+    """Reads a GGUF file whole, into memory of the host: see `open_gguf`.
 
     Returns:
       (configuration, params as numpy float32, tokenizer, chat template or None).
+    """
+    return open_gguf(path).whole()
+
+
+def open_gguf(path: Path) -> Stored:
+    """Opens a GGUF file of an architecture in ARCHITECTURES, quantised or not.
+
+    Everything is checked before a tensor is touched: metadata, names, shapes, length of the file.
 
     Raises:
       WeightsError: the file is cut short or is no GGUF file, its architecture, vocabulary or
@@ -33,16 +44,17 @@ def read_gguf(path: Path) -> tuple[ModelConfig, dict, Tokenizer, str | None]:
     path = Path(path)
     stat = path.stat()
     config, tensors, tokenizer, template = _opened(path, stat.st_mtime_ns, stat.st_size)
-    heads = {"attn_q.weight": config.heads, "attn_k.weight": config.kv_heads}
-    if config.qkv_bias:  # Qwen2's rows stand as Hugging Face has them
-        heads = {}
+    # Qwen2's rows stand as Hugging Face has them.
+    turned = () if config.qkv_bias else ("attn_q.weight", "attn_k.weight")
 
-    def read(name: str) -> np.ndarray:
-        array = gguf.quants.dequantize(*tensors[name][:2]).reshape(tensors[name][2])
-        kind = name.split(".", 2)[-1]
-        return _rotary_rows(array, heads[kind]) if kind in heads else array
+    def read(name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        data, kind, shape = tensors[name]
+        array = gguf.quants.dequantize(data[index[:1]], kind).reshape(-1, *shape[1:])
+        if name.split(".", 2)[-1] in turned:
+            array = rotary_rows(array, len(array) // config.head_dim)
+        return array[(slice(None), *index[1:])]
 
-    return config, names.assemble(config, "gguf", read), tokenizer, template
+    return Stored(config, "gguf", read, tokenizer, template, (path,))
 
 
 @functools.lru_cache(maxsize=1)
@@ -63,6 +75,10 @@ def _opened(path: Path, *version: int) -> tuple[ModelConfig, dict[str, tuple], T
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: tuple(int(n) for n in t.shape[::-1]) for name, t in tensors.items()}
     config = _config(metadata, shapes, path)
+    if _ROPE in shapes:
+        factors = np.array(tensors[_ROPE].data, np.float32)
+        config = dataclasses.replace(config, rope_scaling=_rope_scaling(factors, config, path))
+        del tensors[_ROPE], shapes[_ROPE]
     names.check(shapes, config, "gguf", path)
     for name, tensor in tensors.items():
         if not _readable(tensor.tensor_type):
@@ -96,6 +112,11 @@ def _config(metadata: dict[str, Any], shapes: dict, path: Path) -> ModelConfig:
             raise WeightsError(f"{path} has {kind}.{key} = {value!r}, not a positive number")
         return value
 
+    if metadata.get("split.count", 1) > 1:
+        raise WeightsError(
+            f"{path} is one of {metadata['split.count']} parts of a model; put them together with "
+            "`llama-gguf-split --merge`"
+        )
     for key, plain in (("expert_count", 0), ("rope.scaling.type", "none")):
         if metadata.get(f"{kind}.{key}", plain) != plain:
             raise WeightsError(
@@ -127,6 +148,26 @@ def _config(metadata: dict[str, Any], shapes: dict, path: Path) -> ModelConfig:
     )
 
 
+def _rope_scaling(factors: np.ndarray, config: ModelConfig, path: Path) -> RopeScaling:
+    """The scaling whose factors a file has, of those that published models have.
+
+    Raises:
+      WeightsError: it is none of them.
+    """
+    halves = np.arange(0, config.head_dim, 2) / config.head_dim
+    waves = 2 * np.pi * config.rope_theta**halves  # in tokens
+    for scaling in _PUBLISHED:
+        turns = scaling.context / waves
+        kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+        expected = 1 / (kept + (1 - kept) / scaling.factor)
+        if factors.shape == expected.shape and np.allclose(factors, expected, rtol=1e-4, atol=0):
+            return scaling
+    raise WeightsError(
+        f"{path} has the tensor {_ROPE}, whose factors are neither Llama 3.1's nor 3.2's; use the "
+        "model's Hugging Face directory"
+    )
+
+
 def _readable(kind: gguf.GGMLQuantizationType) -> bool:
     """Whether the gguf package can dequantise this type, found out on one block of zeros."""
     if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
@@ -139,7 +180,7 @@ def _readable(kind: gguf.GGMLQuantizationType) -> bool:
     return True
 
 
-def _rotary_rows(rows: np.ndarray, heads: int) -> np.ndarray:
+def rotary_rows(rows: np.ndarray, heads: int) -> np.ndarray:
     """Undoes llama.cpp's row order of q and k.
 
     llama.cpp rotates neighbouring pairs of a head, Hugging Face its first against its second

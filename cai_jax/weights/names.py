@@ -1,4 +1,9 @@
-"""Names and shapes of a model's tensors: ours, Hugging Face's and llama.cpp's, in one table."""
+"""Names and shapes of a model's tensors in files: Hugging Face's and llama.cpp's, and the way there
+and back.
+
+A file keeps a tensor of ours for each layer and expert by itself. Some keep several joined: a name
+with a slash is of one of them, behind the name of all.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from cai_jax.models.config import ModelConfig
+from cai_jax.weights.tensors import BY_HEAD, GGUF_NAMES, axes_of, hugging_face_names
 
 Dialect = Literal["hugging_face", "gguf"]
 
@@ -28,7 +34,7 @@ class Row:
       axes: its axes there, one letter each (V vocab, D embed, F mlp, H heads, K kv heads, C head
         dim, E experts), without the layers axis; a leading E is of tensors that files have apart.
       inputs: how many leading axes are inputs. Files keep matrices as [outputs, inputs], each
-        side flattened; 0 means the file has the tensor as it is, a bias flattened.
+        side flattened; 0 means the file has the tensor flattened, but for the embedding.
       hugging_face, gguf: its name in files; {} is the layer's number, a second one the expert's.
         Empty where such files are not read.
     """
@@ -45,130 +51,14 @@ class Row:
         return int(self.axes.startswith("E"))
 
 
-TABLE = (
-    Row("embed/embedding", "VD", 0, "model.embed_tokens.weight", "token_embd.weight"),
-    Row(
-        "layers/attention_norm/scale",
-        "D",
-        0,
-        "model.layers.{}.input_layernorm.weight",
-        "blk.{}.attn_norm.weight",
-    ),
-    Row(
-        "layers/q/kernel",
-        "DHC",
-        1,
-        "model.layers.{}.self_attn.q_proj.weight",
-        "blk.{}.attn_q.weight",
-    ),
-    Row(
-        "layers/q/bias",
-        "HC",
-        0,
-        "model.layers.{}.self_attn.q_proj.bias",
-        "blk.{}.attn_q.bias",
-    ),
-    Row(
-        "layers/k/kernel",
-        "DKC",
-        1,
-        "model.layers.{}.self_attn.k_proj.weight",
-        "blk.{}.attn_k.weight",
-    ),
-    Row(
-        "layers/k/bias",
-        "KC",
-        0,
-        "model.layers.{}.self_attn.k_proj.bias",
-        "blk.{}.attn_k.bias",
-    ),
-    Row(
-        "layers/v/kernel",
-        "DKC",
-        1,
-        "model.layers.{}.self_attn.v_proj.weight",
-        "blk.{}.attn_v.weight",
-    ),
-    Row(
-        "layers/v/bias",
-        "KC",
-        0,
-        "model.layers.{}.self_attn.v_proj.bias",
-        "blk.{}.attn_v.bias",
-    ),
-    Row(
-        "layers/o/kernel",
-        "HCD",
-        2,
-        "model.layers.{}.self_attn.o_proj.weight",
-        "blk.{}.attn_output.weight",
-    ),
-    Row(
-        "layers/mlp_norm/scale",
-        "D",
-        0,
-        "model.layers.{}.post_attention_layernorm.weight",
-        "blk.{}.ffn_norm.weight",
-    ),
-    Row(
-        "layers/gate/kernel",
-        "DF",
-        1,
-        "model.layers.{}.mlp.gate_proj.weight",
-        "blk.{}.ffn_gate.weight",
-    ),
-    Row("layers/up/kernel", "DF", 1, "model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
-    Row(
-        "layers/down/kernel",
-        "FD",
-        1,
-        "model.layers.{}.mlp.down_proj.weight",
-        "blk.{}.ffn_down.weight",
-    ),
-    Row(
-        "layers/router/kernel",
-        "DE",
-        1,
-        "model.layers.{}.block_sparse_moe.gate.weight",
-        "",
-    ),
-    Row(
-        "layers/experts_gate/kernel",
-        "EDF",
-        1,
-        "model.layers.{}.block_sparse_moe.experts.{}.w1.weight",
-        "",
-    ),
-    Row(
-        "layers/experts_up/kernel",
-        "EDF",
-        1,
-        "model.layers.{}.block_sparse_moe.experts.{}.w3.weight",
-        "",
-    ),
-    Row(
-        "layers/experts_down/kernel",
-        "EFD",
-        1,
-        "model.layers.{}.block_sparse_moe.experts.{}.w2.weight",
-        "",
-    ),
-    Row("final_norm/scale", "D", 0, "model.norm.weight", "output_norm.weight"),
-    Row("lm_head/kernel", "DV", 1, "lm_head.weight", "output.weight"),
-)
-
-
 def rows(config: ModelConfig) -> Iterator[Row]:
-    """The rows of the table that a model of this configuration has."""
-    for row in TABLE:
-        if row.path == "lm_head/kernel" and config.tied_embeddings:
-            continue
-        if row.path.endswith("/bias") and not config.qkv_bias:
-            continue
-        of_mlp, of_experts = "F" in row.axes, "E" in row.axes
-        if (of_mlp or of_experts) and of_experts != bool(config.experts):
-            continue
-        yield row
+    """The tensors that a model of this configuration has."""
+    names = hugging_face_names(config)
+    for path, axes in axes_of(config).items():
+        experts, _, axes = axes.rpartition(":")
+        inputs, _, outputs = axes.rpartition(">")
+        gguf = GGUF_NAMES.get(path, "")
+        yield Row(path, experts + inputs + outputs, len(inputs), names.get(path, ""), gguf)
 
 
 def our_shape(row: Row, config: ModelConfig) -> tuple[int, ...]:
@@ -188,19 +78,99 @@ def our_shape(row: Row, config: ModelConfig) -> tuple[int, ...]:
 def file_shape(row: Row, config: ModelConfig) -> tuple[int, ...]:
     """Shape of one layer's tensor in files, slowest axis first."""
     shape = our_shape(row, config)[row.apart :]
-    if row.path.endswith("/bias"):
-        return (math.prod(shape),)
     if row.inputs == 0:
-        return shape
+        return shape if row.axes == "VD" else (math.prod(shape),)
     return (math.prod(shape[row.inputs :]), math.prod(shape[: row.inputs]))
 
 
 def file_names(row: Row, config: ModelConfig, dialect: Dialect) -> list[str]:
-    """The tensor's names in files: one for each layer, and in it for each expert, or one."""
+    """The tensor's names in files: one for each layer, and in it for each expert, or one.
+
+    Raises:
+      WeightsError: such a model has none in that dialect.
+    """
+    if dialect == "gguf":
+        _check_gguf(config)
     name = getattr(row, dialect)
+    if not name:
+        raise WeightsError(f"no file in the {dialect} layout has a place for {row.path}")
     layers = range(config.layers) if "{}" in name else (0,)
     experts = range(config.experts) if row.apart else (0,)
     return [name.format(i, expert) for i in layers for expert in experts]
+
+
+def _check_gguf(config: ModelConfig) -> None:
+    """That a model is what Llama's and Qwen2's files can say."""
+    for field in dataclasses.fields(config):
+        plain = field.default is dataclasses.MISSING or field.name in ("qkv_bias", "rope_scaling")
+        value = getattr(config, field.name)
+        if not plain and field.compare and value != field.default:
+            raise WeightsError(
+                f"GGUF files are of Llama and Qwen2 here, and the model has {field.name} = "
+                f"{value!r}; use its Hugging Face directory"
+            )
+
+
+def _files(config: ModelConfig, dialect: Dialect) -> dict[str, dict[str, Row]]:
+    """By every tensor of a model's files, by name what it is joined of: mostly itself."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows(config):
+        for name in file_names(row, config, dialect):
+            found.setdefault(name.partition("/")[0], {})[name] = row
+    return found
+
+
+def file_shapes(config: ModelConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
+    """By name, the shapes of all tensors in a model's files."""
+    shapes = {}
+    for name, parts in _files(config, dialect).items():
+        first, *others = (file_shape(row, config) for row in parts.values())
+        shapes[name] = (first[0] + sum(shape[0] for shape in others), *first[1:])
+    return shapes
+
+
+def part_reader(
+    config: ModelConfig, dialect: Dialect, read: Callable[..., np.ndarray]
+) -> Callable[..., np.ndarray]:
+    """`read` for the names of `file_names`: of joined tensors it gives one.
+
+    Args:
+      read: read(name, index) is the part `index` of a file's tensor, read(name) the whole. An index
+        has a slice for each axis, those of rows that belong to heads whole heads.
+
+    Returns:
+      read(name, index), or read(name), for these names.
+    """
+    joined = {
+        name: (whole, number, [file_shape(row, config)[0] for row in parts.values()])
+        for whole, parts in _files(config, dialect).items()
+        for number, name in enumerate(parts)
+        if len(parts) > 1
+    }
+
+    def read_part(name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        if name not in joined:
+            return read(name, index) if index else read(name)
+        whole, number, sizes = joined[name]
+        begin, end, _ = index[0].indices(sizes[number]) if index else (0, sizes[number], 1)
+        if BY_HEAD not in whole:
+            before = sum(sizes[:number])
+            wanted = slice(before + begin, before + end)
+            return read(whole, (wanted, *index[1:])) if index else read(whole)[wanted]
+        wanted = slice(begin * len(sizes), end * len(sizes))
+        array = read(whole, (wanted, *index[1:])) if index else read(whole)
+        array = array.reshape(-1, len(sizes), config.head_dim, *array.shape[1:])
+        return array[:, number].reshape(end - begin, *array.shape[3:])
+
+    return read_part
+
+
+def _joined(name: str, parts: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """A file's tensor of its parts."""
+    if BY_HEAD in name:
+        apart = [part.reshape(-1, config.head_dim, *part.shape[1:]) for part in parts]
+        return np.stack(apart, 1).reshape(-1, *parts[0].shape[1:])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def check(
@@ -215,11 +185,7 @@ def check(
     Raises:
       WeightsError: a tensor is missing, has another shape, or is unknown.
     """
-    expected = {
-        name: file_shape(row, config)
-        for row in rows(config)
-        for name in file_names(row, config, dialect)
-    }
+    expected = file_shapes(config, dialect)
     for name, shape in expected.items():
         if name not in shapes:
             raise WeightsError(f"{path} lacks the tensor {name}; get the model file again")
@@ -247,21 +213,25 @@ def assemble(config: ModelConfig, dialect: Dialect, read: Callable[[str], np.nda
       Params, numpy float32, layers stacked on a leading axis.
     """
     params: dict = {}
+    read_part = part_reader(config, dialect, read)
     for row in rows(config):
         whole = our_shape(row, config)
         shape = whole[row.apart :]
         names = file_names(row, config, dialect)
-        stacked = row.path.startswith("layers/")
         array = np.empty((len(names), *shape), np.float32)
         for i, name in enumerate(names):
-            tensor = read(name)
+            tensor = read_part(name)
             array[i] = (tensor.T if row.inputs else tensor).reshape(shape)
         node = params
         *parents, leaf = row.path.split("/")
         for key in parents:
             node = node.setdefault(key, {})
-        node[leaf] = array.reshape(config.layers, *whole) if stacked else array[0]
+        node[leaf] = array.reshape(config.layers, *whole) if _stacked(row) else array[0]
     return params
+
+
+def _stacked(row: Row) -> bool:
+    return row.path.startswith("layers/")
 
 
 def disassemble(
@@ -272,6 +242,7 @@ def disassemble(
     Raises:
       WeightsError: `params` lacks a tensor or has it in another shape.
     """
+    found = {}
     for row in rows(config):
         node = params
         for key in row.path.split("/"):
@@ -280,16 +251,16 @@ def disassemble(
             node = node[key]
         names = file_names(row, config, dialect)
         array = np.asarray(node)
-        count = config.layers if row.path.startswith("layers/") else 1
-        stacked = array if row.path.startswith("layers/") else array[None]
+        stacked = array if _stacked(row) else array[None]
         whole = our_shape(row, config)
-        if stacked.shape != (count, *whole):
+        if stacked.shape != (config.layers if _stacked(row) else 1, *whole):
             raise WeightsError(
                 f"the params have {row.path} in shape {list(array.shape)}, which is not "
                 "what the configuration asks for"
             )
-        shape = file_shape(row, config)
         stacked = stacked.reshape(len(names), *whole[row.apart :])
+        shape = file_shape(row, config)
         for name, tensor in zip(names, stacked, strict=True):
-            tensor = tensor.reshape(shape[::-1]).T if row.inputs else tensor.reshape(shape)
-            yield name, np.ascontiguousarray(tensor)
+            found[name] = tensor.reshape(shape[::-1]).T if row.inputs else tensor.reshape(shape)
+    for name, parts in _files(config, dialect).items():
+        yield name, _joined(name, [found[part] for part in parts], config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from cai_jax.tokenizer import (
     Tokenizer,
     byte_level_table,
 )
+from cai_jax.weights.hugging_face import read_json
 from cai_jax.weights.names import WeightsError
 
 # llama.cpp's token types.
@@ -26,6 +26,7 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
@@ -46,34 +47,39 @@ def from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
     types = get("token_type") or [1] * len(tokens)
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise WeightsError(f"{path} has a vocabulary that contradicts itself; get the file again")
-    for key in ("bos_token_id", "eos_token_id", "eot_token_id"):
+    for key in ("bos_token_id", "eos_token_id", "eot_token_id", "unknown_token_id"):
         if get(key) is not None and not 0 <= get(key) < len(tokens):
             raise WeightsError(f"{path} has a {key} outside its vocabulary; get the file again")
 
     def text(key: str) -> str:
         return "" if get(key) is None else tokens[get(key)]
 
-    if kind == "llama":
-        model = _sentencepiece_model(tokens, types, get("scores"), get, path)
-        tokenizer: Tokenizer = SentencePieceTokenizer(model, adds_bos=get("add_bos_token", True))
-    elif kind == "gpt2":
-        pre = get("pre", "default")
-        backend = _byte_level_bpe(tokens, types, get("merges", []), pre, path)
-        try:
+    try:
+        if kind == "llama":
+            model = sentencepiece_model(
+                tokens, types, get("scores") or [], unk=get("unknown_token_id", 0),
+                bos=get("bos_token_id", -1), eos=get("eos_token_id", -1),
+            )  # fmt: skip
+            adds_bos = get("add_bos_token", True)
+            tokenizer: Tokenizer = SentencePieceTokenizer(model, adds_bos=adds_bos)
+        elif kind == "gpt2":
+            pre = get("pre", "default")
             tokenizer = HuggingFaceTokenizer(
-                backend,
+                _byte_level_bpe(tokens, types, get("merges", []), pre, path),
                 bos_token=text("bos_token_id"),
                 eos_token=text("eos_token_id"),
                 # Files for Llama 3 may leave the key out, and mean true by it.
-                adds_bos=get("add_bos_token", pre in ("llama-bpe", "llama3", "llama-v3")),
+                adds_bos=get("add_bos_token", pre in _LLAMA3_NAMES),
             )
-        except (ValueError, KeyError) as error:
-            raise WeightsError(f"{path} has an unusable vocabulary: {error}") from error
-    else:
-        raise WeightsError(
-            f"{path} has a vocabulary of kind {kind!r}, and only gpt2 and llama are supported; "
-            "use the model's Hugging Face directory"
-        )
+        else:
+            raise WeightsError(
+                f"{path} has a vocabulary of kind {kind!r}, and only gpt2 and llama are "
+                "supported; use the model's Hugging Face directory"
+            )
+    except WeightsError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise WeightsError(f"{path} has an unusable vocabulary: {error}") from error
     turn_end = get("eot_token_id")
     return tokenizer if turn_end is None else tokenizer.ending_with([turn_end])
 
@@ -88,7 +94,7 @@ def from_directory(directory: Path, eos_ids: tuple[int, ...]) -> Tokenizer:
       WeightsError: there is neither, or the one there is cannot be used.
     """
     config_file = directory / "tokenizer_config.json"
-    config = json.loads(config_file.read_text("utf-8")) if config_file.exists() else {}
+    config = read_json(config_file) if config_file.exists() else {}
     json_file, model_file = directory / "tokenizer.json", directory / "tokenizer.model"
     try:
         if json_file.exists():
@@ -104,7 +110,8 @@ def from_directory(directory: Path, eos_ids: tuple[int, ...]) -> Tokenizer:
         raise
     except ValueError as error:
         raise WeightsError(f"{directory} has an unusable tokenizer: {error}") from error
-    unknown = [i for i in eos_ids if not 0 <= i < tokenizer.vocab_size]
+    known = range(tokenizer.vocab_size)
+    unknown = [i for i in eos_ids if i not in known]
     if unknown:
         raise WeightsError(
             f"{directory} names the end token {unknown[0]}, which its tokenizer lacks"
@@ -159,7 +166,12 @@ def _byte_level_bpe(
     }
     try:
         backend = tokenizers.Tokenizer(
-            models.BPE({token: i for i, token in enumerate(tokens)}, pairs)
+            # Llama 3's vocabulary has words whole that no merge makes.
+            models.BPE(
+                {token: i for i, token in enumerate(tokens)},
+                pairs,
+                ignore_merges=pre in _LLAMA3_NAMES,
+            )
         )
     except Exception as error:  # the library raises plain Exception
         raise WeightsError(f"{path} has merges that its vocabulary lacks: {error}") from error
@@ -182,7 +194,7 @@ def _pre_tokenizer(pre: str, path: Path) -> pre_tokenizers.PreTokenizer:
         return gpt2
     if pre in ("smollm", "starcoder", "refact", "codeshell", "exaone"):
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
-    patterns = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "qwen2": _QWEN2}
+    patterns = dict.fromkeys(_LLAMA3_NAMES, _LLAMA3) | {"qwen2": _QWEN2}
     if pre in patterns:
         pattern = tokenizers.Regex(patterns[pre])
         return pre_tokenizers.Sequence(
@@ -194,22 +206,30 @@ def _pre_tokenizer(pre: str, path: Path) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _sentencepiece_model(tokens, types, scores, get, path: Path) -> bytes:
-    """A SentencePiece model with the pieces of a llama-kind GGUF vocabulary."""
-    if scores is None or len(scores) != len(tokens):
-        raise WeightsError(f"{path} has a vocabulary without scores; get the file again")
+def sentencepiece_model(
+    pieces: list[str], types: list[int], scores: list[float], *, unk: int, bos: int, eos: int
+) -> bytes:
+    """A SentencePiece model, BPE with byte fallback, of a vocabulary that was taken out of one.
+
+    Args:
+      types: of each piece, as SentencePiece numbers them.
+      unk, bos, eos: their ids; -1 of a BOS or EOS that there is none of.
+
+    Raises:
+      ValueError: there is not a score for each piece.
+    """
+    if len(scores) != len(pieces):
+        raise ValueError(f"it has {len(pieces)} pieces and {len(scores)} scores")
     proto = sentencepiece_model_pb2.ModelProto()
-    for token, kind, score in zip(tokens, types, scores, strict=True):
-        proto.pieces.add(piece=token, type=int(kind), score=float(score))
+    for piece, kind, score in zip(pieces, types, scores, strict=True):
+        proto.pieces.add(piece=piece, type=int(kind), score=float(score))
     trainer = proto.trainer_spec
     trainer.model_type = trainer.BPE
-    trainer.vocab_size = len(tokens)
+    trainer.vocab_size = len(pieces)
     trainer.byte_fallback = True
-    trainer.unk_id = get("unknown_token_id", 0)
-    trainer.bos_id = get("bos_token_id", -1)
-    trainer.eos_id = get("eos_token_id", -1)
-    trainer.unk_piece = tokens[trainer.unk_id]
-    trainer.bos_piece = tokens[trainer.bos_id] if trainer.bos_id >= 0 else ""
-    trainer.eos_piece = tokens[trainer.eos_id] if trainer.eos_id >= 0 else ""
+    trainer.unk_id, trainer.bos_id, trainer.eos_id = unk, bos, eos
+    trainer.unk_piece = pieces[unk]
+    trainer.bos_piece = pieces[bos] if bos >= 0 else ""
+    trainer.eos_piece = pieces[eos] if eos >= 0 else ""
     proto.normalizer_spec.name = "identity"
     return proto.SerializeToString()

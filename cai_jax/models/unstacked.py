@@ -1,0 +1,114 @@
+"""The weights as decoding reads them: layer by layer, and outputs before inputs.
+
+A scan over a stack of layers would copy each layer's weights out of it before multiplying by them,
+at every token. And XLA packs the right side of a product anew each time, which is then the small
+one.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cai_jax.mesh import fitted, mesh_of
+from cai_jax.models.transformer import Params
+
+# Names of the first axes of decoding's weights, for their split over a mesh.
+_SPLIT = {
+    "embed": ("vocab",),
+    "head": ("vocab",),
+    "q": ("heads",),
+    "k": ("kv_heads",),
+    "v": ("kv_heads",),
+    "q_bias": ("heads",),
+    "k_bias": ("kv_heads",),
+    "v_bias": ("kv_heads",),
+    "o": (None, "heads"),
+    "gate": ("mlp",),
+    "up": ("mlp",),
+    "gate_bias": ("mlp",),
+    "up_bias": ("mlp",),
+    "down": (None, "mlp"),
+    "experts_gate": (None, None, "mlp"),
+    "experts_up": (None, None, "mlp"),
+    "experts_down": (None, "mlp"),
+}
+
+
+def unstacked(params: Params, dtype: jnp.dtype) -> Params:
+    """The layout that decoding reads, all but norms in the dtype of its products, a tree of:
+
+    embed [V, D], final_norm [D], head [V, D] (the same array as embed where they are tied), and
+    layers, a tuple of L dicts: attention_norm and mlp_norm [D], q [H, C, D], k and v [K, C, D],
+    o [D, H, C], gate and up [F, D], down [D, F]; with experts, in place of the last three,
+    router [D, E], experts_gate and experts_up [E, D, F] and experts_down [E, F, D]. Other norms
+    have the names of the params, and biases their product's or norm's: q_bias [H, C].
+
+    On a mesh they are split over the tensor axis only, and every group of devices along data and
+    fsdp holds all of them: each step reads every weight, and would else first gather it.
+    """
+    mesh = mesh_of(params)
+    apart = _apart if mesh is None else laying_out(params, mesh, dtype)
+    tree = apart(params, dtype=dtype)
+    return tree if "lm_head" in params else tree | {"head": tree["embed"]}
+
+
+def decode_shardings(unstacked_params: Params, mesh: jax.sharding.Mesh) -> Params:
+    """Shardings for the tree that `unstacked` gives (arrays or ShapeDtypeStruct)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: fitted(mesh, x.shape, *_SPLIT.get(path[-1].key, ())), unstacked_params
+    )
+
+
+def laying_out(params: Params, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> jax.stages.Wrapped:
+    """The program of `unstacked` on a mesh, (params, dtype=dtype); only shapes of params count."""
+    shapes = jax.eval_shape(functools.partial(_apart, dtype=dtype), params)
+    layout = decode_shardings(shapes, mesh)
+    return jax.jit(_apart, static_argnames=("dtype",), out_shardings=layout)
+
+
+def abstract_unstacked(params: Params, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> Params:
+    """ShapeDtypeStructs of what `unstacked` gives on a mesh, to compile for without weights."""
+    shapes = jax.eval_shape(functools.partial(_apart, dtype=dtype), params)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        decode_shardings(shapes, mesh),
+    )
+
+
+def _norms(name: str, tensors: Params) -> Params:
+    """A norm's scale under its name, and its bias, if it has one."""
+    return {name if kind == "scale" else f"{name}_{kind}": x for kind, x in tensors.items()}
+
+
+def _apart(params: Params, dtype: jnp.dtype) -> Params:
+    layers = range(len(params["layers"]["q"]["kernel"]))
+    embedding = params["embed"]["embedding"].astype(dtype)
+    return {
+        "embed": embedding,
+        "head": params["lm_head"]["kernel"].astype(dtype).T if "lm_head" in params else embedding,
+        **_norms("final_norm", params["final_norm"]),
+        "layers": tuple(_layer(params["layers"], np.int32(n), dtype=dtype) for n in layers),
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("dtype",))
+def _layer(stack: Params, n: jax.Array, *, dtype: jnp.dtype) -> Params:
+    inputs = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}  # axes of the input
+    found = {}
+    for name, tensors in stack.items():
+        if name.endswith("norm"):
+            found |= _norms(name, {kind: stacked[n] for kind, stacked in tensors.items()})
+            continue
+        for kind, stacked in tensors.items():
+            x = stacked[n]
+            if kind == "bias":
+                found[f"{name}_bias"] = x.astype(dtype)
+            else:
+                axes = inputs.get(name, 0)
+                found[name] = jnp.moveaxis(x.astype(dtype), range(axes), range(-axes, 0))
+    return found
