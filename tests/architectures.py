@@ -118,14 +118,17 @@ def logits_of(config, params, tokens, positions, segment_ids):
     return transformer.logits(params, hidden, config.logits_softcap)
 
 
-def theirs(name: str):
-    """A model of transformers, in float32, all of whose weights matter; attention is eager."""
+def theirs(name: str, **changes):
+    """A model of transformers, in float32, all of whose weights matter; attention is eager.
+
+    `changes` are of its SIZES.
+    """
     import torch
     import transformers
 
     kind, settings = ARCHITECTURES[name]
     of = "Gemma3Text" if kind == "Gemma3" else kind
-    sizes = {key: value for key, value in SIZES.items() if key not in WITHOUT.get(kind, ())}
+    sizes = {k: v for k, v in (SIZES | changes).items() if k not in WITHOUT.get(kind, ())}
     config = getattr(transformers, f"{of}Config")(**sizes | settings)
     config._attn_implementation = "eager"
     torch.manual_seed(0)
