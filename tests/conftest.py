@@ -16,8 +16,15 @@ from fakes import tiny_model
 
 from cai_jax.weights.load import load_model
 
+PROCESS = 4e9  # bytes that one of the tests' processes may take, with those that it starts
 # Linux maps no more than 65,530 areas for a process, and a compiled program takes several.
 MOST_MAPPED = 20_000
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes for `-n auto`: one a core, as far as memory goes."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(os.cpu_count() or 1, int(memory / PROCESS)))
 
 
 @pytest.fixture(scope="module", autouse=True)
