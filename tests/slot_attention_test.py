@@ -18,10 +18,6 @@ SLOTS, LENGTH, FIRST = 6, 40, 24
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 
 
-# (window, soft cap)
-LIMITS = [(None, None), (5, None), (30, 1.5)]
-
-
 def by_kernel(attend, *args, **limits):
     return jax.jit(functools.partial(attend, mesh=None, interpret=True, **limits))(*args)
 
@@ -47,18 +43,26 @@ def close(found, expected, dtype):
     np.testing.assert_allclose(found, expected, atol=TOLERANCE[dtype])
 
 
-@pytest.fixture(params=[(512, 512), (16, 9), (40, 4)], ids=str)
-def sizes(request, monkeypatch):
-    """Of blocks of keys, whole or not dividing a slot's length, and of the widest tile."""
-    block, widest = request.param
+@pytest.fixture(
+    params=[
+        (512, 512, None, None), (16, 9, None, None), (40, 4, None, None), (16, 9, 5, None),
+        (40, 4, 30, 1.5),
+    ],
+    ids=str,
+)  # fmt: skip
+def limits(request, monkeypatch):
+    """Window and soft cap, with sizes of blocks of keys, whole or not dividing a slot's length, and
+    of the widest tile."""
+    block, widest, *limits = request.param
     monkeypatch.setattr(slot_kernel, "BLOCK", block)
     monkeypatch.setattr(slot_kernel, "WIDEST", widest)
+    return limits
 
 
 @pytest.mark.parametrize(("dtype", "group"), [("float32", 4), ("bfloat16", 1)])
 @pytest.mark.parametrize("before", [None, 0, 11])
-@pytest.mark.parametrize(("window", "softcap"), LIMITS)
-def test_a_token_of_each_slot_attends_as_by_xla(sizes, dtype, before, group, window, softcap):
+def test_a_token_of_each_slot_attends_as_by_xla(limits, dtype, before, group):
+    window, softcap = limits
     q, held, shared = drawn(dtype, SLOTS, group=group, before=before)
     seen = jnp.array([0, 1, LENGTH, 16, 17, 0])
     begins = None if window is None else seen - window
@@ -83,9 +87,9 @@ def test_a_token_of_each_slot_attends_as_by_xla(sizes, dtype, before, group, win
 @pytest.mark.parametrize(
     ("dtype", "before"), [("float32", None), ("float32", 0), ("float32", 11), ("bfloat16", 11)]
 )
-@pytest.mark.parametrize(("window", "softcap"), LIMITS)
-def test_texts_are_read_as_in_tiles_by_xla(sizes, dtype, before, window, softcap):
+def test_texts_are_read_as_in_tiles_by_xla(limits, dtype, before):
     """Rows of any share of the tokens, one of none, and a row that is only padding."""
+    window, softcap = limits
     counts, lengths = [9, 0, 1, 17, 5, 0], [0, 3, 39, 20, 35, 0]
     slots = [*random.Random(0).sample(range(SLOTS), 5), SLOTS]
     q, held, shared = drawn(dtype, sum(counts) + 3, before=before)
@@ -100,8 +104,8 @@ def test_texts_are_read_as_in_tiles_by_xla(sizes, dtype, before, window, softcap
 
 
 @pytest.mark.parametrize("before", [None, 11])
-@pytest.mark.parametrize(("window", "softcap"), LIMITS)
-def test_options_are_read_as_in_tiles_by_xla(sizes, before, window, softcap):
+def test_options_are_read_as_in_tiles_by_xla(limits, before):
+    window, softcap = limits
     rows, width = 4, 3
     q, held, shared = drawn("float32", rows * width, before=before)
     k, v, _ = (x[:, :, 0] for x in (*jnp.split(q, 3, axis=2)[:2], q))
