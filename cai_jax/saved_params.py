@@ -64,7 +64,7 @@ def load_params(
     """
     template = saved_shapes(directory)
     directory = storage.absolute(storage.path(directory))
-    with _read_errors(directory), _params_checkpointer() as checkpointer:
+    with _reading(directory), _params_checkpointer() as checkpointer:
         if shardings is not None:
             template = jax.tree.map(
                 lambda t, s: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=s),
@@ -86,14 +86,15 @@ def saved_shapes(directory: str | Path) -> PyTree:
     directory = storage.absolute(storage.path(directory))
     if not directory.exists():  # what is_dir() says of a bucket out of reach too
         raise CheckpointError(f"There are no saved parameters at {directory}.")
-    with _read_errors(directory), _params_checkpointer() as checkpointer:
+    with _reading(directory), _params_checkpointer() as checkpointer:
         found = checkpointer.metadata(directory).item_metadata["params"].tree
         return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), found)
 
 
 @contextlib.contextmanager
-def _read_errors(directory: Path) -> Iterator[None]:
-    """Turns whatever reading damaged files raises into one sentence that names the folder."""
+def read_errors(directory: Path, what: str, remedy: str) -> Iterator[None]:
+    """Turns whatever reading damaged files raises into one sentence: what cannot be read, why, and
+    the remedy; or that the folder's bucket cannot be reached."""
     try:
         yield
     except NOT_DAMAGE:
@@ -101,10 +102,12 @@ def _read_errors(directory: Path) -> Iterator[None]:
     except Exception as error:
         if (away := storage.not_reached(error, directory)) is not None:
             raise away from error
-        raise CheckpointError(
-            f"The parameters saved at {directory} cannot be read ({first_line(error)}); remove "
-            f"{directory.parent} to make them again, or put a whole copy there."
-        ) from error
+        raise CheckpointError(f"{what} cannot be read ({first_line(error)}); {remedy}.") from error
+
+
+def _reading(directory: Path) -> contextlib.AbstractContextManager[None]:
+    remedy = f"remove {directory.parent} to make them again, or put a whole copy there"
+    return read_errors(directory, f"The parameters saved at {directory}", remedy)
 
 
 class WriteErrors:

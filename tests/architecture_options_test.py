@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import CONFIG, GEMMA_LIKE, NEOX_LIKE, tiny_model
+from fakes import CONFIG, GEMMA_LIKE, NEOX_LIKE, seen_by, tiny_model
 
 from cai_jax.logprobs import chunked_token_logprobs
 from cai_jax.models import transformer
@@ -57,18 +57,7 @@ def test_gradients_are_finite_and_the_same_computed_again(options):
 
 def test_a_token_sees_its_window_and_no_more():
     model = tiny_model(layers=2, window=4, local_layers=(0, 1))
-
-    def read(embedding, at):
-        params = model.params | {"embed": {"embedding": embedding}}
-        tokens = jnp.arange(12)[None]  # each token its own row of the embedding
-        hidden = transformer.hidden_states(
-            model.config, params, tokens, tokens, jnp.ones_like(tokens)
-        )
-        return jnp.square(hidden[0, at]).sum() + hidden[0, at, 0]
-
-    gradient = jax.jit(jax.grad(read))(model.params["embed"]["embedding"], 10)
-    seen = np.abs(np.asarray(gradient)).sum(-1) > 0
-    assert seen.nonzero()[0].tolist() == [4, 5, 6, 7, 8, 9, 10]  # of two layers, twice three back
+    assert seen_by(model, 10) == [4, 5, 6, 7, 8, 9, 10]  # of two layers, twice three back
 
 
 @pytest.mark.parametrize("window", [None, 1, 7])

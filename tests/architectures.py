@@ -143,11 +143,16 @@ def theirs(name: str, **changes):
 
 def save(model, folder) -> None:
     """A directory of the model, with the files of a byte-level tokenizer."""
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+def write_tokenizer(folder) -> None:
+    """The tokenizer files of a byte-level vocabulary, through our own writer."""
     import tokenizers
 
     from cai_jax.tokenizer import HuggingFaceTokenizer, byte_level_table
 
-    model.save_pretrained(folder)
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(dict(byte_level_table()), []))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()

@@ -125,3 +125,18 @@ def _random_leaf(rng: np.random.Generator):
         return jnp.asarray(x / np.sqrt(inputs), jnp.float32)
 
     return make
+
+
+def seen_by(model: Model, at: int) -> list[int]:
+    """Which of twelve tokens have a part in the hidden state of one, by its gradient."""
+
+    def read(embedding):
+        params = model.params | {"embed": {"embedding": embedding}}
+        tokens = jnp.arange(12)[None]  # each token its own row of the embedding
+        hidden = transformer.hidden_states(
+            model.config, params, tokens, tokens, jnp.ones_like(tokens)
+        )
+        return jnp.square(hidden[0, at]).sum() + hidden[0, at, 0]
+
+    gradient = jax.jit(jax.grad(read))(model.params["embed"]["embedding"])
+    return (np.abs(np.asarray(gradient)).sum(-1) > 0).nonzero()[0].tolist()

@@ -1,6 +1,5 @@
 """Tokenizers: exact bytes, and control tokens only where they are asked for."""
 
-import itertools
 import json
 
 import pytest
@@ -14,7 +13,7 @@ from cai_jax.tokenizer import (
     HuggingFaceTokenizer,
     byte_level_table,
 )
-from cai_jax.weights import fetch, vocabularies
+from cai_jax.weights import vocabularies
 from cai_jax.weights.names import WeightsError
 
 LINES = [
@@ -306,41 +305,3 @@ def test_gguf_sentencepiece_vocabulary(tmp_path, sentencepiece_model):
     # A leading space stands for the one that SentencePiece would have put there.
     assert ours.encode(" Hello world") == sp.encode("Hello world")
     assert ours.bos_id == 1 and set(ours.end_ids) == {2, sp.piece_to_id("<|im_end|>")}
-
-
-# --- the real vocabulary, against BPE written out ---
-
-
-def written_out_bpe(text: str, vocab: dict[str, int], ranks: dict[tuple[str, str], int]):
-    """GPT-2's BPE after the SmolLM pre-tokenizer: single digits, then GPT-2's words."""
-    regex = pytest.importorskip("regex")
-    words = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-    char = {byte: c for c, byte in byte_level_table().items()}
-    ids = []
-    for part in filter(None, regex.split(r"(\p{N})", text)):
-        for word in regex.findall(words, part):
-            symbols = [char[byte] for byte in word.encode()]
-            while len(symbols) > 1:
-                pairs = list(itertools.pairwise(symbols))
-                best = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], 1 << 30))
-                if pairs[best] not in ranks:
-                    break
-                symbols[best : best + 2] = ["".join(pairs[best])]
-            ids += [vocab[symbol] for symbol in symbols]
-    return ids
-
-
-def test_smollm2_ids():
-    import gguf
-
-    path = fetch.cached("smollm2-135m-instruct")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; `cai-jax fetch` gets it")
-    metadata = {k: f.contents() for k, f in gguf.GGUFReader(path).fields.items()}
-    tokenizer = vocabularies.from_gguf(metadata, path)
-    vocab = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
-    merges = metadata["tokenizer.ggml.merges"]
-    ranks = {tuple(merge.split(" ")): i for i, merge in enumerate(merges)}
-    for line in LINES:
-        assert tokenizer.encode(line) == written_out_bpe(line, vocab, ranks), line
-        assert tokenizer.decode(tokenizer.encode(line)) == line

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import CONFIG, tiny_model
+from architectures import write_tokenizer
+from fakes import CONFIG, seen_by, tiny_model
 
 from cai_jax.decoding import Engine
 from cai_jax.models import transformer
 from cai_jax.models.config import ModelConfig
 from cai_jax.script import Force, Sample, Script
-from cai_jax.weights import vocabularies
 from cai_jax.weights.load import load_model
 from cai_jax.weights.safetensors import write_directory
 
@@ -127,24 +127,6 @@ def llama(request, tmp_path_factory):
     return ours, theirs
 
 
-def write_tokenizer(folder):
-    """The tokenizer files of a byte-level vocabulary, through our own writer."""
-    import tokenizers
-
-    from cai_jax.tokenizer import HuggingFaceTokenizer, byte_level_table
-
-    vocab = dict(byte_level_table())
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.add_special_tokens(["<s>", "</s>"])
-    tokenizer = HuggingFaceTokenizer(backend, bos_token="<s>", eos_token="</s>", adds_bos=True)
-    (folder / "tokenizer.json").write_text(vocabularies.to_json(tokenizer), "utf-8")
-    (folder / "tokenizer_config.json").write_text(
-        '{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}', "utf-8"
-    )
-
-
 def test_logits_equal_transformers_on_a_random_llama(llama):
     model, theirs = llama
     rows = [[model.tokenizer.bos_id, *model.tokenizer.encode(text)] for text in TEXTS]
@@ -194,19 +176,7 @@ def test_a_model_that_we_wrote_reads_back(tmp_path):
 
 
 def test_a_token_sees_only_what_stands_before_it():
-    model = tiny_model()
-
-    def read(embedding, at):
-        params = model.params | {"embed": {"embedding": embedding}}
-        tokens = jnp.arange(12)[None]  # each token its own row of the embedding
-        hidden = transformer.hidden_states(
-            model.config, params, tokens, tokens, jnp.ones_like(tokens)
-        )
-        return jnp.square(hidden[0, at]).sum() + hidden[0, at, 0]
-
-    gradient = jax.jit(jax.grad(read))(model.params["embed"]["embedding"], 5)
-    seen = np.abs(np.asarray(gradient)).sum(-1) > 0
-    assert seen.nonzero()[0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert seen_by(tiny_model(), 5) == [0, 1, 2, 3, 4, 5]
 
 
 def test_padding_and_neighbours_change_nothing():

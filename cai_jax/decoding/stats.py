@@ -84,6 +84,6 @@ def total(workdir: Path) -> Stats:
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
                 for field in dataclasses.fields(Stats):
-                    parts = getattr(found, field.name), row[field.name]
+                    parts = getattr(found, field.name), row.get(field.name, 0)
                     setattr(found, field.name, max(parts) if field.name == "slots" else sum(parts))
     return found

@@ -23,6 +23,7 @@ from cai_jax.saved_params import (
     check_sums,
     checksums,
     first_line,
+    read_errors,
     restore_args,
 )
 
@@ -183,7 +184,8 @@ def trained_params(directory: str | Path, step: int) -> PyTree:
 
 
 def _params_in(manager: ocp.CheckpointManager, step: int, directory: Path) -> PyTree:
-    try:
+    what = f"The checkpoint of step {step} in {directory}"
+    with read_errors(directory, what, "take another step"):
         found = manager.item_metadata(step)["state"].tree
         outer = ["policy"] if "policy" in found else []
         params = found["policy"]["params"] if outer else found["params"]
@@ -195,15 +197,6 @@ def _params_in(manager: ocp.CheckpointManager, step: int, directory: Path) -> Py
         )
         restored = manager.restore(step, args=args)
         check_sums(restored["state"], restored["document"]["checksums"])
-    except NOT_DAMAGE:
-        raise
-    except Exception as error:
-        if (away := storage.not_reached(error, directory)) is not None:
-            raise away from error
-        raise CheckpointError(
-            f"The checkpoint of step {step} in {directory} cannot be read ({first_line(error)}); "
-            "take another step."
-        ) from error
     state = restored["state"]
     return (state["policy"] if outer else state)["params"]
 

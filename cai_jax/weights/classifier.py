@@ -48,7 +48,7 @@ def write_classifier(
     """
     trunk = dataclasses.replace(config, tied_embeddings=True)  # which has no output matrix
     head = params["scalar_head"]
-    score = np.ascontiguousarray(np.asarray(head["kernel"]).T)
+    score = np.asarray(head["kernel"]).T
     tensors = itertools.chain(
         names.disassemble(without_scalar_head(params), trunk, "hugging_face"),
         [("score.weight", score)],
