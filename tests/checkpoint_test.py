@@ -13,7 +13,7 @@ import pytest
 
 from cai_jax import saved_params
 from cai_jax.saved_params import CheckpointError
-from cai_jax.training.checkpoint import Checkpoints
+from cai_jax.training.checkpoint import Checkpoints, trained_params
 
 
 def new_state(offset=0.0):
@@ -309,3 +309,23 @@ def test_params_missing_or_damaged_give_one_sentence(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
         saved_params.load_params(tmp_path / "p")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", [MemoryError("no room"), PermissionError("not yours")])
+def test_the_machines_own_faults_are_not_taken_for_damage(tmp_path, monkeypatch, fault):
+    """Whoever reads that a checkpoint is damaged removes it."""
+    saved_params.save_params(tmp_path / "params", new_state()["params"], {})
+    saved(tmp_path / "run")
+
+    def fails(tree):
+        raise fault
+
+    monkeypatch.setattr(saved_params, "checksums", fails)
+    for read in (
+        lambda: saved_params.load_params(tmp_path / "params"),
+        lambda: trained_params(tmp_path / "run", 2),
+        lambda: Checkpoints(tmp_path / "run", 3).restore(new_state()),
+    ):
+        with pytest.raises(type(fault), match=str(fault)):
+            read()
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["1", "2"]
