@@ -203,7 +203,7 @@ def _open(files: list[Path]):
     def read(name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         # Opened for each tensor: what an open file has read stays in the process's memory.
         with safetensors.safe_open(where[name], framework="numpy") as handle:
-            return handle.get_slice(name)[index or ...]
+            return handle.get_slice(name)[index] if index else handle.get_tensor(name)
 
     return shapes, read
 
