@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_run
 from fakes import CHATML, ChatBytesTokenizer, tiny_model
 
 from cai_jax import constitution
@@ -176,3 +177,15 @@ def test_control_tokens_do_not_read_like_text():
     assert "".join(token_text(tokenizer, t) for t in spelled) == "<|im_end|>\\n"
     assert [token_text(tokenizer, t) for t in control] == ["[<|im_end|>]", "\\n"]
     assert token_text(tokenizer, 0xC3) == "\\xc3"
+
+
+def test_the_command(tmp_path, tiny_cache, capsys):
+    """On a whole config, as users call it; a fault is one sentence and exit code 2."""
+    experiment = tiny_run.write(tmp_path)
+    asked = ["doctor", f"--config={experiment.config}"]
+    assert tiny_run.run(asked, tiny_cache) == 0
+    shown = capsys.readouterr().out
+    assert "PASS" in shown and "How do I pick a lock?" in shown.replace("·", " ")
+    sys.modules.pop("config_config", None)
+    assert tiny_run.run([*asked, "--config.finetune.length=8"], tiny_cache) != 0
+    assert "finetune.length" in (ended := capsys.readouterr()).err + ended.out

@@ -103,6 +103,51 @@ def floor_problems(package: Path, floor_of: dict[str, int], name: str = "cai_jax
     return problems
 
 
+def names_of(file: Path) -> set[str]:
+    """What a module has at its top: definitions, assignments and imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).split(".")[0])
+    return found
+
+
+def absent_names(package: Path, name: str = "cai_jax") -> list[str]:
+    """Names that a module imports, maybe only once a function runs, and that are nowhere."""
+    known, problems = modules(package), []
+    for module, file in known.items():
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or node.module.split(".")[0] != name:
+                continue
+            source = node.module.removeprefix(name).removeprefix(".")
+            there = names_of(known[source]) if source in known else set()
+            for alias in node.names:
+                if f"{source}.{alias.name}".removeprefix(".") not in known.keys() | {
+                    f"{source}.{n}".removeprefix(".") for n in there
+                }:
+                    problems.append(f"{module} imports {alias.name}, which {source} has not.")
+    return problems
+
+
+def test_every_name_that_is_imported_is_there():
+    assert not absent_names(PACKAGE)
+
+
+def test_an_absent_name_is_seen(tmp_path):
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("X = 1\nimport json as j\ndef f(): pass\n")
+    (package / "b.py").write_text(
+        "from pkg import a\nfrom pkg.a import X, j, f\ndef g():\n    from pkg.a import y\n"
+    )
+    assert absent_names(package, "pkg") == ["b imports y, which a has not."]
+
+
 def test_modules_import_from_lower_floors_only():
     assert not floor_problems(PACKAGE, FLOOR_OF)
 

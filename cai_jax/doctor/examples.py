@@ -96,7 +96,7 @@ def revise(
 def finetune(
     settings: RunSettings, model: Model, row: PromptRow, revisions: list[Revision], pair: LabelPair
 ) -> Example:
-    """The first whole revision as a training example; a given text where the model wrote none.
+    """The prompt's revision as a training example, or a given text where the model cut it off.
 
     One that was cut off has no end of turn to look at.
     """
@@ -108,7 +108,7 @@ def finetune(
         settings.finetune,
         model.tokenizer,
         model.format,
-        [r for r in revisions if r.steps[0].revision_stop_reason != "length"],
+        [r for r in revisions if r.id == row.id and r.steps[0].revision_stop_reason != "length"],
         [given],
     )[0]
     marks = tuple(LEARNS if target else READS for target in mask)
