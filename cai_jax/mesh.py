@@ -73,6 +73,17 @@ _PARAM_AXES: Mapping[tuple[str, str], AxisNames] = {
     ("experts_gate", "kernel"): ("layers", None, "embed", "mlp"),
     ("experts_up", "kernel"): ("layers", None, "embed", "mlp"),
     ("experts_down", "kernel"): ("layers", None, "mlp", "embed"),
+    # Adapters (models.lora): the rank is whole everywhere.
+    **{(f"{name}_lora", "a"): ("layers", "embed", None) for name in ("q", "k", "v", "gate", "up")},
+    ("q_lora", "b"): ("layers", None, "heads", "head_dim"),
+    ("k_lora", "b"): ("layers", None, "kv_heads", "head_dim"),
+    ("v_lora", "b"): ("layers", None, "kv_heads", "head_dim"),
+    ("o_lora", "a"): ("layers", "heads", "head_dim", None),
+    ("o_lora", "b"): ("layers", None, "embed"),
+    ("gate_lora", "b"): ("layers", None, "mlp"),
+    ("up_lora", "b"): ("layers", None, "mlp"),
+    ("down_lora", "a"): ("layers", "mlp", None),
+    ("down_lora", "b"): ("layers", None, "embed"),
     ("final_norm", "scale"): ("norm",),
     ("final_norm", "bias"): ("norm",),
     ("lm_head", "kernel"): ("embed", "vocab"),
@@ -164,7 +175,11 @@ def param_axes(params: PyTree) -> PyTree:
 
     def names(path, leaf):
         keys = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
-        found = _PARAM_AXES.get(tuple(keys[-2:]))
+        parts = keys[-2:-1] == ["kernel"]  # models.int8: its integers and scales
+        found = _PARAM_AXES.get(tuple(keys[-3:-1] if parts else keys[-2:]))
+        if parts and found:  # a scale has one for all that is summed over
+            sizes = zip(found, leaf.shape, strict=True)
+            found = tuple(name if size > 1 else None for name, size in sizes)
         rank = len(leaf.shape)
         if rank and found is None:
             raise ValueError(f"No logical axes are known for the tensor {'/'.join(keys)}.")

@@ -15,11 +15,13 @@ from cai_jax.evaluation import goodhart
 from cai_jax.evaluation.goodhart import HeldOut
 from cai_jax.evaluation.labels import of_comparisons
 from cai_jax.labels import label, raw_of
+from cai_jax.models import int8, lora
 from cai_jax.models.transformer import Params, frozen
 from cai_jax.progress import Stage
 from cai_jax.prompts import Format
 from cai_jax.records import Comparison, Response, Revision
 from cai_jax.run import HELD_OUT, Run, pm_stages
+from cai_jax.saved_params import save_params
 from cai_jax.shards import Shards
 from cai_jax.stages import ai_feedback, critique_revision, dpo, ppo, preference_model, supervised
 from cai_jax.training import preemption
@@ -71,7 +73,7 @@ def finetune(run: Run) -> None:
     with run.progress.stage("finetuning SL-CAI", 0, "steps") as bar:
         params = supervised.finetune(
             s, model.config, run.take(model), data, folder, run.settings.seed,
-            stepper(bar, "train/loss", "loss"), run.mesh,
+            stepper(bar, "train/loss", "loss"), run.mesh, run.settings.lora,
         )  # fmt: skip
     run.save("finetune", params)
     run.workdir.finish("finetune", {"examples": len(data)})
@@ -91,7 +93,7 @@ def compare(run: Run) -> None:
             run.settings.seed, run.provenance, counter(bar),
         )  # fmt: skip
     del sl_cai
-    judge = run.feedback
+    judge = run.judge()
     with run.progress.stage("AI feedback", len(ai_feedback.pairs_of(responses)), "pairs") as bar:
         comparisons = ai_feedback.compare(
             s, run.engine("compare", model=judge), judge.format, run.constitution, responses,
@@ -132,7 +134,7 @@ def _train_pm(run: Run, stage: str, name: str, which: Literal["train", "test"]) 
     with run.progress.stage(f"training the {name}", 0, "steps") as bar:
         params = preference_model.train_preference_model(
             s, model.config, run.take(model), data, folder, run.settings.seed,
-            stepper(bar, "pm/accuracy", "agrees"), run.mesh, name,
+            stepper(bar, "pm/accuracy", "agrees"), run.mesh, name, run.settings.lora,
         )  # fmt: skip
     run.save(stage, params)
     if held_out:
@@ -174,12 +176,19 @@ def train_rl(run: Run) -> None:
     pms = [run.params_of(stage) for stage in members]
     held_out = _held_out(run, engine, form, pms)
     reference = frozen(run.params_of("finetune"), s.compute_dtype)
+    if run.settings.frozen_int8:
+        reference = int8.quantized(reference)
+    adapters = run.settings.lora
+    start = reference if adapters.rank else run.params_of("finetune")
     with run.progress.stage("PPO", s.updates, "updates") as bar, preemption.noted() as asked:
         params = ppo.train_ppo(
-            s, engine, form, run.params_of("finetune"), reference,
-            pms, rows, folder, run.settings.seed, run.provenance,
-            stepper(bar, "objective/score", "score"), run.mesh, held_out, judge, asked,
+            s, engine, form, start, reference, pms, rows, folder, run.settings.seed,
+            run.provenance, stepper(bar, "objective/score", "score"), run.mesh, held_out, judge,
+            asked, adapters,
         )  # fmt: skip
+    if adapters.rank:  # into SL-CAI as it was saved, not as it was rounded to the compute dtype
+        save_params(folder / lora.FOLDER, lora.adapters(params), {})
+        params = lora.merged(lora.moved(params, run.params_of("finetune")))
     run.save("ppo", params)
     updates = len(MetricsLog(folder / "metrics.jsonl").rows())
     if updates < s.updates:
@@ -193,7 +202,7 @@ def train_rl(run: Run) -> None:
 
 def _judge(run: Run) -> Judge:
     """The feedback model as PPO asks it for ratings, in the form in which it labels."""
-    engine = run.engine("ppo", model=run.feedback)
+    engine = run.engine("ppo", model=run.judge())
     params, engine.params = engine.params, None
     return Judge(engine, params, run.rating_format(), run.constitution, run.settings.seed)
 
@@ -241,7 +250,7 @@ def _train_dpo(run: Run) -> None:
     with run.progress.stage("DPO", 0, "steps") as bar:
         params = dpo.train_dpo(
             s, config, params, data, reference, folder, run.settings.seed,
-            stepper(bar, "policy/accuracy", "agrees"), run.mesh,
+            stepper(bar, "policy/accuracy", "agrees"), run.mesh, run.settings.lora,
         )  # fmt: skip
     run.save("dpo", params)
     human = sum(c.source == "human" for c in comparisons)

@@ -84,7 +84,7 @@ def _label_modes(run: Run) -> list[str]:
 
 def _label_quality(run: Run, mode: str, folder: Path) -> dict[str, Interval]:
     """How a label mode does on the clear-cut pairs; which response is shown first is drawn."""
-    judge, known = run.feedback, run.data.label_pairs
+    judge, known = run.judge(), run.data.label_pairs
     firsts = [hashlib.sha256(p.id.encode()).digest()[0] % 2 == 0 for p in known]
     pairs = [
         Pair(p.id, p.prompt, *((p.better, p.worse) if f else (p.worse, p.better)))

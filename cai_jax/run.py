@@ -11,19 +11,18 @@ import jax
 from cai_jax import constitution as constitutions
 from cai_jax import hosts
 from cai_jax.conversation import PaperFormat
-from cai_jax.datasets import prompts as shipped
-from cai_jax.datasets.prompts import PromptRow
 from cai_jax.decoding import Engine, stats
 from cai_jax.decoding.rate import check_room
 from cai_jax.encoding import prompt_tokens
 from cai_jax.machine import check_batches, engine_of, mesh_of_shape
 from cai_jax.mesh import DEFAULT_RULES, param_shardings, place
-from cai_jax.models import heads, transformer
+from cai_jax.models import heads, int8, transformer
 from cai_jax.models.transformer import Params
 from cai_jax.principles import first_principles
 from cai_jax.progress import Progress
 from cai_jax.prompts import Format
 from cai_jax.records import Provenance
+from cai_jax.run_texts import read_data
 from cai_jax.saved_params import check_shapes, load_params, save_params
 from cai_jax.settings import ALGORITHMS, ConfigError, RunSettings
 from cai_jax.stages.ppo import fitting
@@ -39,19 +38,6 @@ def pm_stages(settings: RunSettings) -> list[str]:
     """The stages that train the members of the preference model, the first of them first."""
     more = range(2, settings.preference_model.members + 1)
     return ["preference_model", *(f"preference_model_{n}" for n in more)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """All texts of a run, read and checked before anything is computed."""
-
-    red_team: list[PromptRow]
-    helpful: list[PromptRow]
-    held_out_red_team: list[PromptRow]
-    held_out_helpful: list[PromptRow]
-    helpful_comparisons: list[shipped.HelpfulComparison]
-    held_out_comparisons: list[shipped.HelpfulComparison]
-    label_pairs: list[shipped.LabelPair]
 
 
 class Run:
@@ -96,7 +82,9 @@ class Run:
         hosts.agree(read, "give all hosts the same files.")
         params = sum(x.nbytes for x in jax.tree.leaves(self.initial.params))
         # Three params trees stay; PPO keeps two states and writes the next beside the last two.
-        workdir.prepare(settings, (15 + s.members + s.halves) * params)
+        # Adapters' states are small beside a model.
+        states = 0 if settings.lora.rank else 12
+        workdir.prepare(settings, (3 + states + s.members + s.halves) * params)
         self.provenance = Provenance(
             model=f"{self.initial.name}@{self.initial.fingerprint}",
             constitution=f"{self.constitution.name}@{self.constitution.hash}",
@@ -120,6 +108,17 @@ class Run:
             self._models[name] = load_model(name, self.settings.dtype, self.mesh, report)
         return self._models[name]
 
+    def judge(self) -> Model:
+        """The feedback model as it is asked: where the config says so in 8 bits.
+
+        Loaded models are then forgotten, as `take` does.
+        """
+        model = self.feedback
+        if not self.settings.frozen_int8:
+            return model
+        self._models.clear()
+        return dataclasses.replace(model, params=int8.quantized(model.params))
+
     def rating_format(self) -> Format:
         """How the feedback model reads the questions of PPO's ratings: as those of labels."""
         return PaperFormat() if self.settings.compare.plain_text else self.feedback.format
@@ -131,6 +130,8 @@ class Run:
         memory that a run needs. The next use of a model reads it again.
         """
         self._models.clear()
+        if self.settings.lora.rank:  # frozen, as they were read
+            return model.params
         return jax.tree.map(lambda x: x.astype("float32"), model.params)
 
     def engine(
@@ -211,6 +212,8 @@ class Run:
         s = self.settings
         texts = dataclasses.asdict(self.data)
         held_out = digest([texts["held_out_red_team"], texts["held_out_helpful"]])
+        adapters = {"lora": dataclasses.asdict(s.lora)} if s.lora.rank else {}
+        frozen = {"frozen_int8": True} if s.frozen_int8 else {}
         common = {"seed": s.seed, "dtype": s.dtype, "constitution": self.constitution.hash}
         return {
             "revise": lambda: {
@@ -222,10 +225,12 @@ class Run:
             },
             "finetune": lambda: {
                 "finetune": dataclasses.asdict(s.finetune),
+                **adapters,
                 "revise": digest(self.inputs("revise")),
             },
             "compare": lambda: {
                 "compare": dataclasses.asdict(s.compare),
+                **frozen,
                 "feedback_model": self.feedback.fingerprint,
                 "finetune": digest(self.inputs("finetune")),
             },
@@ -236,6 +241,7 @@ class Run:
                     for k, v in dataclasses.asdict(s.preference_model).items()
                     if k != "members"
                 },
+                **adapters,
                 "helpful_comparisons": digest(texts["helpful_comparisons"]),
                 "compare": digest(self.inputs("compare")),
             },
@@ -246,17 +252,21 @@ class Run:
             },
             "ppo": lambda: {
                 "ppo": dataclasses.asdict(s.ppo),
+                **adapters,
+                **frozen,
                 **self._rewarded_by(),
                 **({"held_out": held_out} if s.preference_model.halves else {}),
             },
             "dpo": lambda: {
                 "dpo": dataclasses.asdict(s.dpo),
+                **adapters,
                 "helpful_comparisons": digest(texts["helpful_comparisons"]),
                 "compare": digest(self.inputs("compare")),
                 **({"half": "train"} if s.preference_model.halves else {}),
             },
             "evaluation": lambda: {
                 "evaluate": dataclasses.asdict(s.evaluate),
+                **frozen,
                 "texts": digest(
                     [texts[k] for k in sorted(texts) if k.startswith(("held_out", "label"))]
                 ),
@@ -278,38 +288,3 @@ class Run:
             "feedback_model": self.feedback.fingerprint,
             "plain_text": self.settings.compare.plain_text,
         }
-
-
-def read_data(settings: RunSettings) -> Data:
-    """The run's texts, cut to their limits.
-
-    Raises:
-      ValueError: a file of prompts that is empty or malformed, with file and line.
-    """
-    p = settings.prompts
-
-    def rows(path: str, kind: str, split: str, limit: int) -> list[PromptRow]:
-        found = shipped.read_prompts(path, kind) if path else shipped.prompts(kind, split)
-        return found[: limit or None]
-
-    return Data(
-        red_team=rows(p.red_team, "red_team", "train", p.red_team_limit),
-        helpful=rows(p.helpful, "helpful", "train", p.helpful_limit),
-        held_out_red_team=rows(p.held_out_red_team, "red_team", "test", p.held_out_red_team_limit),
-        held_out_helpful=rows(p.held_out_helpful, "helpful", "test", p.held_out_helpful_limit),
-        helpful_comparisons=shipped.helpful_comparisons("train")[
-            : p.helpful_comparisons_limit or None
-        ],
-        held_out_comparisons=shipped.helpful_comparisons("test")[
-            : p.held_out_helpful_limit or None
-        ],
-        label_pairs=_balanced(shipped.label_pairs(), p.label_pairs_limit),
-    )
-
-
-def _balanced(pairs: list[shipped.LabelPair], limit: int) -> list[shipped.LabelPair]:
-    """The first so many pairs, half of each kind."""
-    if not limit:
-        return pairs
-    kinds = {kind: [p for p in pairs if p.kind == kind] for kind in ("harmful", "benign")}
-    return [pair for both in zip(*kinds.values(), strict=False) for pair in both][:limit]

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from cai_jax.evaluation import snapshots
+from cai_jax.models.lora import Lora
 from cai_jax.models.transformer import COMPUTE_DTYPES, REMAT
 from cai_jax.stages import ai_feedback, critique_revision, dpo, ppo, preference_model, supervised
 
@@ -76,7 +77,9 @@ class RunSettings:
     model: str
     feedback_model: str
     dtype: str
+    frozen_int8: bool
     algorithm: str
+    lora: Lora
     prompts: Prompts
     engine: EngineSize
     mesh: MeshShape
@@ -196,7 +199,7 @@ _RANGES = (
         ppo.deviations ppo.truncation_penalty ppo.baseline_responses ppo.stop_update_at_kl
         ppo.value_coefficient ppo.kl_coefficient ppo.kl_target ppo.clip ppo.value_clip
         ppo.stop_when_held_out_falls dpo.ai_weight dpo.human_weight evaluate.temperature
-        generate.red_team generate.helpful generate.temperature""",
+        generate.red_team generate.helpful generate.temperature lora.rank lora.alpha""",
         (0, math.inf),
     ),
     (

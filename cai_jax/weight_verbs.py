@@ -8,11 +8,18 @@ from pathlib import Path
 import jax
 
 from cai_jax import storage
-from cai_jax.finished_models import PREFERENCE_MODEL, STAGES, last_stage, trained_in_run
+from cai_jax.finished_models import (
+    PREFERENCE_MODEL,
+    STAGES,
+    adapters_of_run,
+    last_stage,
+    trained_in_run,
+)
 from cai_jax.models.transformer import COMPUTE_DTYPES
 from cai_jax.tools import ToolError, say, tool_parser
 from cai_jax.weights.classifier import write_classifier
 from cai_jax.weights.load import open_model, words_of
+from cai_jax.weights.peft import CONFIG, write_adapters
 from cai_jax.weights.safetensors import INDEX, SHARD_BYTES, WHOLE, write_directory
 from cai_jax.weights.saved import PARAMS, fingerprint_as, write_checkpoint
 
@@ -59,6 +66,9 @@ def export_weights(arguments: list[str]) -> None:
         "--step", type=int, metavar="N", help="of --stage while it is underway: its checkpoint N"
     )
     parser.add_argument(
+        "--adapters", action="store_true", help="of --workdir alone, for PEFT (config.lora)"
+    )
+    parser.add_argument(
         "--shard_gb", type=float, default=SHARD_BYTES / 1e9, metavar="GB", help="size of a file"
     )
     _target_options(parser)
@@ -67,10 +77,14 @@ def export_weights(arguments: list[str]) -> None:
         raise ToolError("give either --from=NAME_OR_PATH or --workdir=DIR of a run.")
     if options.model and (options.stage or options.step is not None):
         raise ToolError("--stage and --step belong to --workdir; leave them out.")
+    if options.adapters and (options.step is not None or not options.workdir):
+        raise ToolError("--adapters are of a finished stage of --workdir; leave the others out.")
     if options.step is not None and not options.stage:
         raise ToolError("--step is of a stage that is underway; give its --stage too.")
     if not options.shard_gb > 0:
         raise ToolError(f"--shard_gb is {options.shard_gb}; it must be above 0.")
+    if options.adapters:
+        return _export_adapters(options)
     target = _target(options, holds=(WHOLE, INDEX), other=(PARAMS,))
     written = {"dtype": options.dtype, "shard_bytes": int(options.shard_gb * 1e9)}
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # which has room for all of it
@@ -90,6 +104,16 @@ def export_weights(arguments: list[str]) -> None:
     if bias:
         say(f"the scores of the written model are lower by {bias:.6g}, each of them")
     print(f"{start}{f' after {stage}' if stage else ''} written to {target}")
+
+
+def _export_adapters(options: argparse.Namespace) -> None:
+    """What the stages up to one have added to the run's start, as one adapter."""
+    target = _target(options, holds=(CONFIG,), other=(PARAMS, WHOLE, INDEX))
+    workdir = storage.path(options.workdir)
+    stage = options.stage or last_stage(workdir)
+    opened, adapters, start = adapters_of_run(workdir, stage, say)
+    write_adapters(target, opened.config, adapters, start)
+    print(f"adapters of {start} after {stage} written to {target}")
 
 
 def _target_options(parser: argparse.ArgumentParser) -> None:

@@ -33,10 +33,18 @@ def get_config() -> ConfigDict:
     config.model = "smollm2-135m-instruct"
     config.feedback_model = ""
     config.dtype = "float32"
+    # Layers' kernels of models that are not trained, the feedback model as it labels and PPO's
+    # reference, in 8 bits: half of bfloat16's memory, and what it costs is in docs/models.md.
+    config.frozen_int8 = False
 
     # What makes RL-CAI of SL-CAI: "ppo" against the preference model, or "dpo" on the comparisons
     # themselves. The preference model is trained either way; evaluation scores with it.
     config.algorithm = "ppo"
+
+    # Adapters of this rank beside frozen kernels are trained in place of all params, in every
+    # stage that trains, and scaled by alpha / rank; 0 trains all params. They want learning rates
+    # ten times as high.
+    config.lora = ConfigDict({"rank": 0, "alpha": 32.0})
 
     # Files of prompts, one JSON object a line; empty takes the prompts that ship with the project.
     # Limits cut each list; 0 takes all.

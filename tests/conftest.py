@@ -51,7 +51,11 @@ def chat_model():
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory):
     """A cache folder for tiny runs: compiled programs and prepared prompts, one for all tests."""
-    return tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # whose folders lie in one of all processes
+        folder = folder.parent
+    (folder / "cache").mkdir(exist_ok=True)
+    return folder / "cache"
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ FLOORS = {
     3: "decoding",
     4: "training",
     5: "stages evaluation",
-    6: """figures progress goodput settings machine memory workdir run report plan doctor
+    6: """figures progress goodput settings machine memory workdir run run_texts report plan doctor
           finished_models command_config tools event_file curves held_out_comparisons pipeline
           relabel label_ablation generate_prompts evaluation_settings evaluations snapshot_answers
           snapshot_evaluation harmfulness_settings harmfulness_scores human_preferences

@@ -117,6 +117,7 @@ def test_so_it_does_with_the_workdir_in_a_bucket(experiment, alone, tiny_cache, 
     assert not [name for name in store.names() if "/checkpoints/" in name]
 
 
+@pytest.mark.nightly
 def test_an_outage_of_the_bucket_is_a_restart(experiment, alone, tiny_cache, store, tmp_path):
     """Of one stage, by two processes; the store refuses once to take the second shard."""
     run, due = f"gs://{BUCKET}/stage", []

@@ -92,6 +92,7 @@ def test_ppo_optimises_one_and_is_watched_with_both(studied):
     assert (told["updates"], told["stopped_as_held_out_fell"]) == (3, False)
 
 
+@pytest.mark.nightly
 def test_killed_in_each_half_it_ends_the_same(finished, studied, tiny_cache, tmp_path):
     workdir = before(finished, tmp_path / "run")
     for verb, moments in MOMENTS.items():

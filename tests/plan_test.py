@@ -11,7 +11,7 @@ from fakes import GEMMA_LIKE, NEOX_LIKE, tiny_model
 
 from cai_jax import cli
 from cai_jax.mesh import make_mesh
-from cai_jax.models import heads
+from cai_jax.models import heads, lora
 from cai_jax.plan import remedies, report, search
 from cai_jax.plan.decoding import Shapes, decoding_programs
 from cai_jax.plan.hours import hours, times_of
@@ -119,6 +119,35 @@ def test_every_step_of_a_run_and_what_it_holds(model):
     assert list(shared)[2:] == ["PPO"] and shared["PPO"].beside == near(reference_and_pm)
     rated = steps_of(model, ppo__reward="rating", ppo__advantage="leave_one_out", ppo__samples=2)
     assert list(rated)[2:] == ["PPO, policy"] and rated["PPO, policy"].beside == near(2 * trunk)
+
+
+def test_adapters_and_eight_bits_hold_less(model):
+    """The policy's base is the reference, and the value function's a preference model."""
+    trunk = 4 * sum(x.size for x in jax.tree.leaves(model.params))
+    scorer = jax.eval_shape(heads.with_scalar_head, model.params)
+    scorer = 4 * sum(x.size for x in jax.tree.leaves(scorer))
+    adapted = lora.adapted(model.params, lora.Lora(2, 4.0), 0, "")
+    adapters = 3 * 4 * sum(x.size for x in jax.tree.leaves(adapted.trained))
+    head = 3 * 4 * (model.config.embed + 1)
+    near = lambda n: pytest.approx(n, abs=400)  # counters, rates, the head itself  # noqa: E731
+    rank = {"lora__rank": 2, "lora__alpha": 4.0}
+    steps = steps_of(model, **rank)
+    assert steps["finetune"].held == near(trunk + adapters)
+    assert steps["preference model"].held == near(scorer + adapters + head)
+    total = trunk + scorer + 2 * adapters + head
+    for name in ("PPO, policy", "PPO, value"):
+        assert steps[name].held + steps[name].beside == near(total)
+    assert steps["finetune"].flops < 0.8 * steps_of(model)["finetune"].flops
+    kernels = sum(x["kernel"].size for x in model.params["layers"].values() if "kernel" in x)
+    for more in ({}, rank):
+        steps = steps_of(model, **more), steps_of(model, frozen_int8=True, **more)
+        whole, half = (s["PPO, policy"].held + s["PPO, policy"].beside for s in steps)
+        assert whole - half == pytest.approx(3 * kernels, rel=0.1)  # but scales
+    mesh = one_device()
+    for changes in ({"frozen_int8": True}, rank, {"frozen_int8": True, **rank}):
+        programs = list(programs_of(settings(**changes), model.config, mesh))
+        compiled = [compile_program(p, mesh) for p in programs if p.name.startswith("PPO")]
+        assert all(c.temporary >= 0 for c in compiled) and len(compiled) >= 6
 
 
 def test_a_compiled_step_is_the_one_that_training_takes(model):
@@ -283,7 +312,7 @@ def test_bounds_are_of_one_chip():
 def test_a_run_takes_each_program_as_often_as_its_settings_say(tmp_path):
     import tiny_run
 
-    from cai_jax.run import read_data
+    from cai_jax.run_texts import read_data
 
     experiment = tiny_run.write(tmp_path)
     config, *_ = cli.parse([f"--config={experiment.config}"], needs_workdir=False)

@@ -1,8 +1,8 @@
 """The training steps on meshes of eight devices and in two processes of four: one device's numbers.
 
-Three steps each of finetuning, the preference model, PPO's policy, its value function and both on
-one trunk, from the same start. A device mesh cannot be had in a process that has begun with one
-device, so all runs are in processes of their own.
+Three steps each of finetuning, the preference model, PPO's policy, its value function, both on one
+trunk, and a preference model's adapters, from the same start. A device mesh cannot be had in a
+process that has begun with one device, so all runs are in processes of their own.
 """
 
 import json
@@ -27,7 +27,7 @@ MORE = {
     "slices": (2, 2, 2, 1, 1),
 }
 APART = (2, 1, 2, 2, 1)  # a slice each process
-STAGES = ("sl", "pm", "policy", "value", "shared")
+STAGES = ("sl", "pm", "policy", "value", "shared", "adapters")
 
 PROGRAM = """
     import dataclasses, json, sys
@@ -44,6 +44,7 @@ PROGRAM = """
     from supervised_test import OPTIMIZER
 
     from cai_jax.batch import Rollout, comparison_batch, pack
+    from cai_jax.models import lora
     from cai_jax.models.scoring import jit_reply_logprobs
     from cai_jax.stages import preference_model, supervised
     from cai_jax.training import optimizer, state
@@ -86,6 +87,10 @@ PROGRAM = """
         "value": (value, scorer(model), replies),
         "shared": (shared, model.params | scorer(model), replies),
     }
+    adapted = lora.adapted(scorer(model), lora.Lora(4, 8.0), 0, "test")
+    normal = lambda x: jnp.asarray(0.3 * draw.normal(size=x.shape), jnp.float32)
+    of_adapters = adapted.loss(preference_model.make_loss(config, "none"))
+    stages["adapters"] = (of_adapters, jax.tree.map(normal, adapted.trained), compared)
     opt = optimizer.make(dataclasses.replace(OPTIMIZER, eps=1e-3), 3)
     for name, shape in meshes.items():
         mesh = shape and make_mesh(dict(zip(MESH_AXES, shape)))
@@ -93,9 +98,10 @@ PROGRAM = """
             now = place(state.create(jax.tree.map(jnp.array, params), opt), mesh)
             microbatches = 2 if stage == "sl" and not (mesh and row_ways(mesh) > 4) else 1
             step = state.make_step(loss, opt, microbatches, layout(now))
+            frozen = [place(adapted.base, mesh)] if stage == "adapters" else []
             losses = []
             for _ in range(3):
-                now, metrics = step(now, shard_batch(batch, mesh))
+                now, metrics = step(now, shard_batch(batch, mesh), *frozen)
                 losses.append(float(metrics["train/loss"]))
             assert step._cache_size() == 1
             found = process_allgather(now.params, tiled=True) if mesh else now.params

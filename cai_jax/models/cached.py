@@ -13,13 +13,14 @@ from typing import TypeVar
 import flax.struct
 import jax
 import jax.numpy as jnp
+from qwix import QArray
 
 from cai_jax.logprobs import softcapped
 from cai_jax.mesh import traced_mesh_of
 from cai_jax.models import kv_cache
 from cai_jax.models.attention import Part, cached_attention
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.experts import mixture
+from cai_jax.models.experts import mixture, whole
 from cai_jax.models.kv_cache import KVCache
 from cai_jax.models.layers import ACTIVATIONS, Angles, query_scale, rotary_angles
 from cai_jax.models.slot_attention import by_kernel, decode_attention
@@ -139,7 +140,7 @@ def _combine(config, dtype, layer, x, attended):
 def _mlp(config: ModelConfig, layer: Params, h: jax.Array) -> jax.Array:
     """[D, N] -> [D, N]."""
     if config.experts:
-        kernels = (layer[f"experts_{name}"] for name in ("gate", "up", "down"))
+        kernels = (whole(layer[f"experts_{name}"]) for name in ("gate", "up", "down"))
         return mixture(
             h.T, layer["router"], *kernels,
             per_token=config.experts_per_token, normalised=config.norm_topk_prob,
@@ -160,8 +161,11 @@ def _dense(layer: Params, name: str, x: jax.Array) -> jax.Array:
     return out if bias is None else out + bias.astype(x.dtype).reshape(-1, 1)
 
 
-def _product(weights: jax.Array, x: jax.Array) -> jax.Array:
+def _product(weights: jax.Array | QArray, x: jax.Array) -> jax.Array:
     """Weights of any axes by x [D, N], as [outputs, N]; D is what the weights' last axes hold."""
+    if isinstance(weights, QArray):
+        scale = weights.scale.reshape(-1, 1).astype(x.dtype)
+        return _product(weights.qvalue, x) * scale
     return weights.astype(x.dtype).reshape(-1, len(x)) @ x
 
 

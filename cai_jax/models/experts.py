@@ -12,6 +12,8 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import qwix
+from qwix import QArray
 
 from cai_jax.mesh import AxisNames, fitted
 
@@ -26,7 +28,12 @@ class Kernel(nn.Module):
         """As a param of its own."""
         experts = range(len(self.shape) - 2)
         each = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=tuple(experts))
-        return self.param("kernel", each, self.shape)
+        return whole(self.param("kernel", each, self.shape))
+
+
+def whole(kernel: jax.Array | QArray) -> jax.Array:
+    """A kernel as an array, float32 if it is in 8 bits (models.int8)."""
+    return qwix.dequantize(kernel) if isinstance(kernel, QArray) else kernel
 
 
 def mixture(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from qwix import QArray
 
 from cai_jax.mesh import constrain
 from cai_jax.models.attention import self_attention
@@ -165,10 +166,27 @@ class Block(nn.Module):
         return Norm(self.config, self.dtype, axes, name=name)
 
     def _dense(self, features: int | tuple[int, int], name: str, bias: bool, axis=-1):
-        return nn.DenseGeneral(
+        dense = nn.DenseGeneral(
             features, axis=axis, use_bias=bias, dtype=self.dtype, name=name,
             dot_general=matrix_product if self._alone else None,
         )  # fmt: skip
+        held = self.get_variable("params", name)
+        if held is not None and isinstance(held["kernel"], QArray):
+            dense = functools.partial(self._dense_int8, held, 1 if axis == -1 else len(axis))
+        adapter = self.get_variable("params", f"{name}_lora")
+        return dense if adapter is None else lambda x: dense(x) + self._adapter(adapter, x)
+
+    def _dense_int8(self, held: dict[str, QArray], axes: int, x: jax.Array) -> jax.Array:
+        """A product of x's last axes with a kernel in 8 bits (models.int8), and its bias."""
+        kernel = held["kernel"]
+        scale = kernel.scale.reshape(kernel.shape[axes:]).astype(self.dtype)
+        out = jnp.tensordot(x, kernel.qvalue.astype(self.dtype), axes) * scale
+        return out + held["bias"].astype(self.dtype) if "bias" in held else out
+
+    def _adapter(self, adapter: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        """What a kernel's adapter (models.lora) adds to its product with x."""
+        a, b = (adapter[name].astype(self.dtype) for name in "ab")
+        return jnp.tensordot(jnp.tensordot(x, a, a.ndim - 1), b, 1)
 
     def _attention(self, h, angles, segment_ids, window) -> jax.Array:
         """[B, T, D] of [B, T, D]."""

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cai_jax.mesh import fitted, mesh_of
+from cai_jax.models import lora
+from cai_jax.models.experts import whole
 from cai_jax.models.transformer import Params
 
 # Names of the first axes of decoding's weights, for their split over a mesh.
@@ -45,7 +47,8 @@ def unstacked(params: Params, dtype: jnp.dtype) -> Params:
     layers, a tuple of L dicts: attention_norm and mlp_norm [D], q [H, C, D], k and v [K, C, D],
     o [D, H, C], gate and up [F, D], down [D, F]; with experts, in place of the last three,
     router [D, E], experts_gate and experts_up [E, D, F] and experts_down [E, F, D]. Other norms
-    have the names of the params, and biases their product's or norm's: q_bias [H, C].
+    have the names of the params, and biases their product's or norm's: q_bias [H, C]. Adapters
+    (models.lora) are in their kernels, and kernels in 8 bits (models.int8) stay in them.
 
     On a mesh they are split over the tensor axis only, and every group of devices along data and
     fsdp holds all of them: each step reads every weight, and would else first gather it.
@@ -59,8 +62,13 @@ def unstacked(params: Params, dtype: jnp.dtype) -> Params:
 def decode_shardings(unstacked_params: Params, mesh: jax.sharding.Mesh) -> Params:
     """Shardings for the tree that `unstacked` gives (arrays or ShapeDtypeStruct)."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: fitted(mesh, x.shape, *_SPLIT.get(path[-1].key, ())), unstacked_params
+        lambda path, x: fitted(mesh, x.shape, *_SPLIT.get(_name(path), ())), unstacked_params
     )
+
+
+def _name(path) -> str:
+    """The last of a path's keys; a kernel in 8 bits has attributes after it."""
+    return [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)][-1]
 
 
 def laying_out(params: Params, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> jax.stages.Wrapped:
@@ -86,7 +94,7 @@ def _norms(name: str, tensors: Params) -> Params:
 
 
 def _apart(params: Params, dtype: jnp.dtype) -> Params:
-    layers = range(len(params["layers"]["q"]["kernel"]))
+    layers = range(params["layers"]["q"]["kernel"].shape[0])
     embedding = params["embed"]["embedding"].astype(dtype)
     return {
         "embed": embedding,
@@ -98,17 +106,20 @@ def _apart(params: Params, dtype: jnp.dtype) -> Params:
 
 @functools.partial(jax.jit, static_argnames=("dtype",))
 def _layer(stack: Params, n: jax.Array, *, dtype: jnp.dtype) -> Params:
-    inputs = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}  # axes of the input
     found = {}
     for name, tensors in stack.items():
         if name.endswith("norm"):
             found |= _norms(name, {kind: stacked[n] for kind, stacked in tensors.items()})
+        if name.endswith(("norm", lora.SUFFIX)):
             continue
         for kind, stacked in tensors.items():
-            x = stacked[n]
+            x = jax.tree.map(lambda part: part[n], stacked)  # one, or two in 8 bits
             if kind == "bias":
                 found[f"{name}_bias"] = x.astype(dtype)
             else:
-                axes = inputs.get(name, 0)
-                found[name] = jnp.moveaxis(x.astype(dtype), range(axes), range(-axes, 0))
+                if (adapter := stack.get(f"{name}{lora.SUFFIX}")) is not None:
+                    x = lora.kernel_with(whole(x), adapter["a"][n], adapter["b"][n])
+                axes = lora.INPUTS.get(name, 0)
+                turned = lambda x: jnp.moveaxis(x, range(axes), range(-axes, 0))  # noqa: B023, E731
+                found[name] = jax.tree.map(turned, x.astype(dtype))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,9 +154,9 @@ def decoding_programs(s: Shapes) -> Iterator[Program]:
     yield make(score_name(s.slots), parts=score, flops=rows * forward)
 
 
-def relayout(s: Shapes, beside: int) -> Program:
-    """PPO's policy from training's layout to decoding's; `beside`: what PPO holds with it."""
-    policy = sharded(params_of(s.config), s.mesh)
+def relayout(s: Shapes, policy: Any, beside: int) -> Program:
+    """PPO's policy, its shapes in training's layout, to decoding's; `beside`: what PPO holds with
+    it."""
     lowered = laying_out(policy, s.mesh, s.dtype).lower(policy, dtype=s.dtype)
     size = local_bytes(policy)
     return Program("PPO, to decode", "engine", (Part(lowered),), size, beside - size, 0.0)

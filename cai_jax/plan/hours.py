@@ -11,7 +11,7 @@ from cai_jax.plan.decoding import READ, TOKEN, score_name, score_rows
 from cai_jax.plan.program import Compiled
 from cai_jax.plan.programs import ROLLOUT
 from cai_jax.plan.topology import Topology
-from cai_jax.run import Data
+from cai_jax.run_texts import Data
 from cai_jax.settings import RunSettings
 
 CHARACTERS = 4  # of a token, about

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from cai_jax.models.config import ModelConfig
 from cai_jax.plan.decoding import Shapes, decoding_programs, relayout
 from cai_jax.plan.program import Program
-from cai_jax.plan.training import scoring_programs, training_steps
+from cai_jax.plan.training import policy_of, scoring_programs, training_steps
 from cai_jax.settings import RunSettings
 
 ROLLOUT = "PPO, "  # before the names of what decodes while PPO holds its models
@@ -33,7 +33,7 @@ def programs_of(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[Pro
     if s.algorithm != "ppo":
         return
     holds = next(x.held + x.beside for x in steps if x.group == "ppo")
-    yield relayout(shapes, holds)
+    yield relayout(shapes, policy_of(s, config, mesh), holds)
     # The same programs beside more: they are compiled once.
     for program in decoding[:2]:
         yield dataclasses.replace(program, name=ROLLOUT + program.name, beside=holds)

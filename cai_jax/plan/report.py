@@ -20,7 +20,7 @@ from cai_jax.plan.remedies import remedy
 from cai_jax.plan.shapes import shape_of
 from cai_jax.plan.topology import Topology, topology
 from cai_jax.progress import Progress
-from cai_jax.run import read_data
+from cai_jax.run_texts import read_data
 from cai_jax.settings import RunSettings
 
 AT_ONCE = 2  # programs being compiled; each takes about a core

@@ -17,7 +17,7 @@ from cai_jax.plan.report import compile_all
 from cai_jax.plan.shapes import shape_of
 from cai_jax.plan.topology import Topology, topology
 from cai_jax.progress import Progress
-from cai_jax.run import read_data
+from cai_jax.run_texts import read_data
 from cai_jax.settings import ConfigError, RunSettings
 
 SPLITS = (1, 2, 4, 8)  # microbatches

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from cai_jax.batch import ComparisonBatch, Rollout, TokenBatch
 from cai_jax.mesh import batch_sharding
-from cai_jax.models import heads, transformer
+from cai_jax.models import heads, int8, lora, transformer
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.scoring import jit_reply_logprobs, jit_reply_values, jit_score
 from cai_jax.plan.program import Part, Program, local_bytes, sharded
@@ -34,6 +34,25 @@ def params_of(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
 
 
+def frozen(s: RunSettings, params: PyTree, dtype: str) -> PyTree:
+    """Shapes of params that PPO does not train."""
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), params)
+    return jax.eval_shape(int8.quantized, params) if s.frozen_int8 else params
+
+
+def policy_of(s: RunSettings, config: ModelConfig, mesh: Mesh) -> PyTree:
+    """Shapes of PPO's policy as it is held: float32, or frozen with adapters beside its kernels."""
+    if not s.lora.rank:
+        return sharded(params_of(config), mesh)
+
+    def joined(params: PyTree) -> PyTree:
+        adapted = lora.adapted(params, s.lora, 0, "")
+        return adapted.joined(adapted.trained)
+
+    base = frozen(s, params_of(config), s.ppo.compute_dtype)
+    return sharded(jax.eval_shape(joined, base), mesh)
+
+
 def forward_flops(params: PyTree, length: int, config: ModelConfig) -> float:
     """FLOPs of a token's forward pass, of the three parts of a training step one."""
     shape = flops.shape_of(params, config.experts_per_token)
@@ -50,17 +69,31 @@ def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[
     scorer = jax.eval_shape(heads.with_scalar_head, policy)
     rows = functools.partial(_rows, mesh)
 
-    def step(name, group, params, loss, opt: OptimizerConfig, batch, of, length, beside=0):
-        made = optimizer.make(opt, 1_000_000)
+    def base_of(params, kept) -> PyTree:
+        """What adapters leave frozen of params, as it is `kept`."""
+        return sharded(
+            kept(jax.eval_shape(lambda p: lora.adapted(p, s.lora, 0, "").base, params)), mesh
+        )
+
+    def read(base: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(s.dtype)), base)
+
+    def step(name, group, params, loss, opt: OptimizerConfig, batch, of, length, kept=read):
+        made, base, whole = optimizer.make(opt, 1_000_000), (), params
+        if s.lora.rank:
+            base = (base_of(params, kept),)
+            params = jax.eval_shape(lambda p: lora.adapted(p, s.lora, 0, "").trained, params)
+            adapted = lora.Adapted(*base, params, s.lora.alpha / s.lora.rank)
+            loss, whole = adapted.loss(loss), jax.eval_shape(adapted.joined, params)
         start = sharded(jax.eval_shape(lambda p: state.create(p, made), params), mesh)
         layout = jax.tree.map(lambda x: x.sharding, start)
         program = state.make_step(loss, made, of.microbatches, layout)
         tokens = math.prod(batch_shape(batch))
-        shape = flops.shape_of(params, config.experts_per_token)
+        shape = flops.shape_of(whole, config.experts_per_token)
         model = tokens * flops.flops_per_token(*shape, length, config.windows)
         again = 4 / 3 if of.remat == "full" else 1  # the forward pass, a third of the three
-        parts = (Part(program.lower(start, batch)),)
-        return Program(name, group, parts, local_bytes(start), beside, model * again)
+        parts = (Part(program.lower(start, batch, *base)),)
+        return Program(name, group, parts, local_bytes((start, base)), 0, model * again)
 
     f = s.finetune
     size = f.batch_size, f.length
@@ -89,27 +122,35 @@ def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[
     size, length = o.batch_size // o.minibatches, o.prompt_tokens + o.response_tokens
     batch = _minibatch(rows, size, o.prompt_tokens, o.response_tokens, o.has_value)
     # While PPO trains it holds the reference and what scores: preference models, or the judge.
-    of = lambda dtype: local_bytes(sharded(params_of(config, jnp.dtype(dtype)), mesh))  # noqa: E731
+    # With adapters the reference is the policy's base.
+    of = lambda dtype: local_bytes(sharded(frozen(s, policy, dtype), mesh))  # noqa: E731
+    reference = lambda params: frozen(s, params, o.compute_dtype)  # noqa: E731
     scorers = (p.members + p.halves) * local_bytes(sharded(scorer, mesh))
-    models = of(o.compute_dtype) + (of(s.dtype) if s.rated else scorers)
+    models = 0 if s.lora.rank else of(o.compute_dtype)
+    models += of(s.dtype) if s.rated else scorers
     if o.shares_trunk:
         both = jax.eval_shape(heads.beside_scalar_head, policy)
         loss = make_shared_loss(
             config, o.temperature, o.clip, o.value_clip, o.value_coefficient, o.remat,
             o.compute_dtype,
         )  # fmt: skip
-        yield step("PPO", "ppo", both, loss, o.optimizer, batch, o, length, models)
+        only = step("PPO", "ppo", both, loss, o.optimizer, batch, o, length, reference)
+        yield dataclasses.replace(only, beside=models)
         return
     make = functools.partial(step, group="ppo", batch=batch, of=o, length=length)
     loss = make_policy_loss(config, o.temperature, o.clip, o.remat, o.compute_dtype)
-    first = make("PPO, policy", params=policy, loss=loss, opt=o.optimizer, beside=models)
+    first = make("PPO, policy", params=policy, loss=loss, opt=o.optimizer, kept=reference)
     if not o.has_value:
-        yield first
+        yield dataclasses.replace(first, beside=models)
         return
     loss = make_value_loss(config, o.value_clip, o.remat, o.compute_dtype)
-    value = make("PPO, value", params=scorer, loss=loss, opt=o.value_optimizer)
-    yield dataclasses.replace(first, beside=models + value.held)
-    yield dataclasses.replace(value, beside=models + first.held)
+    kept = reference if o.value_init == "zero_head" else lambda scorer: scorer
+    value = make("PPO, value", params=scorer, loss=loss, opt=o.value_optimizer, kept=kept)
+    total = models + first.held + value.held
+    if s.lora.rank:  # the value function's base is a preference model, or the policy's base
+        total -= local_bytes(base_of(scorer, kept))
+    yield dataclasses.replace(first, beside=total - first.held)
+    yield dataclasses.replace(value, beside=total - value.held)
 
 
 def scoring_programs(
@@ -130,12 +171,14 @@ def scoring_programs(
         rows(said, jnp.int32),
         rows(said, jnp.bool_),
     )
-    policy = sharded(params_of(config), mesh)
-    scorer = sharded(jax.eval_shape(heads.with_scalar_head, params_of(config)), mesh)
+    whole = params_of(config)
+    policy = policy_of(s, config, mesh)
+    scorer = sharded(jax.eval_shape(heads.with_scalar_head, whole), mesh)
 
     def make(name: str, params: PyTree, lowered: jax.stages.Lowered) -> Program:
         size = local_bytes(params)
-        work = o.batch_size * length * forward_flops(params, length, config)
+        shape = whole if params is policy else params
+        work = o.batch_size * length * forward_flops(shape, length, config)
         return Program(f"PPO, {name}", "ppo", (Part(lowered),), size, holds - size, work)
 
     static = {"dtype": o.compute_dtype}

@@ -22,7 +22,9 @@ from cai_jax.encoding import example
 from cai_jax.logprobs import chunked_token_logprobs
 from cai_jax.losses import dpo_loss
 from cai_jax.mesh import shard_batch
+from cai_jax.models import lora
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.lora import NONE, Lora
 from cai_jax.models.scoring import CHUNK, WIDTH, jitted, places
 from cai_jax.models.transformer import Params, hidden_states, unembedding
 from cai_jax.prompts import Format
@@ -250,11 +252,13 @@ def train_dpo(
     seed: int,
     progress: Callable[[int, int, dict], None],
     mesh: jax.sharding.Mesh | None = None,
+    adapters: Lora = NONE,
 ) -> Params:
     """Trains the policy; resumes from the newest checkpoint in `directory`.
 
     Args:
-      params: the start, SL-CAI; its buffers are taken over.
+      params: the start, SL-CAI; its buffers are taken over, unless adapters are trained in its
+        place.
       reference: float32[N, 2], from `reference_logprobs` of the same start.
       mesh: over which params, optimiser state and batches are split; None for one device.
 
@@ -263,8 +267,8 @@ def train_dpo(
     """
     planned = batches(data, reference, settings, seed)
     return fit(
-        params, make_loss(config, settings), settings.optimizer, planned, directory,
-        settings.save_every, progress, mesh,
+        lora.adapted(params, adapters, seed, "dpo"), make_loss(config, settings),
+        settings.optimizer, planned, directory, settings.save_every, progress, mesh,
         settings.microbatches, config.experts_per_token, config.windows,
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ from cai_jax.decoding.engine import Engine
 from cai_jax.decoding.rate import Judge, rate
 from cai_jax.encoding import prompt_tokens
 from cai_jax.evaluation.goodhart import HeldOut, turned, watch
+from cai_jax.models.lora import NONE, Lora
 from cai_jax.models.transformer import Params
 from cai_jax.prompts import Format
 from cai_jax.records import Provenance
@@ -74,13 +75,16 @@ def train_ppo(
     held_out: HeldOut | None = None,
     judge: Judge | None = None,
     asked: Callable[[], bool] = lambda: False,
+    adapters: Lora = NONE,
 ) -> Params:
     """Trains the policy; resumes from the newest checkpoint in `directory`.
 
     Args:
       engine: decodes with the policy; its params are set at every update.
-      policy_params: the start; its buffers are taken over.
-      ref_params: frozen; of any float dtype.
+      policy_params: the start; its buffers are taken over, unless adapters are trained in its
+        place.
+      ref_params: frozen; of any float dtype. With adapters they can be the same arrays: the
+        reference is then the policy with its adapters off.
       pms: frozen too: the preference model's members, the first of which the value function can
         start as; empty where ratings are the score.
       rows: prompts; each update takes the next of an endless reshuffled stream.
@@ -88,6 +92,9 @@ def train_ppo(
       held_out: a preference model that scores the responses too, and trains nothing.
       judge: the feedback model, where its ratings are the score.
       asked: whether to save and stop, from `preemption.noted`; asked twice an update.
+
+    Returns:
+      the policy, its adapters beside its kernels.
 
     Raises:
       ValueError: no prompt fits, before anything is computed.
@@ -126,7 +133,9 @@ def train_ppo(
         )
     of_start = [r.score for r in begin.read(Sampled)] if s.baseline_responses else []
     mean, deviation = baseline(of_start, s.scale_score)
-    states, steps = ppo_steps.start(s, config, policy_params, pms, mean, deviation, mesh)
+    states, steps, adapted = ppo_steps.start(
+        s, config, policy_params, pms, mean, deviation, mesh, adapters, seed
+    )
     checkpoints = Checkpoints(directory / "checkpoints", keep=2)
 
     def stop(done: int, coefficient: float) -> NoReturn:
@@ -146,7 +155,7 @@ def train_ppo(
             break
         clock = [time.perf_counter()]
         prompts = stream(rows, s.batch_size // s.samples, update, seed)
-        policy, value = ppo_steps.trained(s, states)
+        policy, value = ppo_steps.trained(s, states, adapted)
         engine.params = policy
         engine.lay_out()
         clock.append(time.perf_counter())
@@ -206,7 +215,7 @@ def train_ppo(
         if asked():
             stop(update + 1, kl_coefficient)
     checkpoints.close()
-    return ppo_steps.trained(s, states)[0]
+    return ppo_steps.trained(s, states, adapted)[0]
 
 
 def _perf(clock: list[float]) -> dict[str, float]:

@@ -19,8 +19,9 @@ from cai_jax.batch import ComparisonBatch, comparison_batch
 from cai_jax.datasets.splits import split_of
 from cai_jax.encoding import example
 from cai_jax.losses import soft_bradley_terry
-from cai_jax.models import heads
+from cai_jax.models import heads, lora
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.lora import NONE, Lora
 from cai_jax.models.scoring import WIDTH, places
 from cai_jax.models.transformer import Params, hidden_states
 from cai_jax.prompts import Format
@@ -214,11 +215,13 @@ def train_preference_model(
     progress: Callable[[int, int, dict], None],
     mesh: jax.sharding.Mesh | None = None,
     stream: str = "preference model",
+    adapters: Lora = NONE,
 ) -> Params:
     """Trains from a language model's params; resumes from the newest checkpoint in `directory`.
 
     Args:
-      params: the start; its trunk's buffers are taken over, the scalar head begins at zero.
+      params: the start; its trunk's buffers are taken over, unless adapters are trained in its
+        place. The scalar head begins at zero.
       mesh: over which params, optimiser state and batches are split; None for one device.
       stream: of the random order of batches.
 
@@ -227,7 +230,7 @@ def train_preference_model(
     """
     planned = batches(data, settings, seed, stream)
     return fit(
-        heads.with_scalar_head(params),
+        lora.adapted(heads.with_scalar_head(params), adapters, seed, stream),
         make_loss(config, settings.remat, settings.compute_dtype),
         settings.optimizer, planned, directory, settings.save_every, progress, mesh,
         settings.microbatches, config.experts_per_token, config.windows,

@@ -15,7 +15,9 @@ from cai_jax.batch import TokenBatch, pack
 from cai_jax.encoding import example
 from cai_jax.logprobs import chunked_token_logprobs
 from cai_jax.losses import cross_entropy
+from cai_jax.models import lora
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.lora import NONE, Lora
 from cai_jax.models.scoring import CHUNK
 from cai_jax.models.transformer import Params, hidden_states, unembedding
 from cai_jax.prompts import Format
@@ -127,11 +129,12 @@ def finetune(
     seed: int,
     progress: Callable[[int, int, dict], None],
     mesh: jax.sharding.Mesh | None = None,
+    adapters: Lora = NONE,
 ) -> Params:
     """Finetunes; resumes from the newest checkpoint in `directory`.
 
     Args:
-      params: the start; its buffers are taken over.
+      params: the start; its buffers are taken over, unless adapters are trained in its place.
       data: (tokens, loss mask) of each example.
       mesh: over which params, optimiser state and batches are split; None for one device.
 
@@ -141,7 +144,8 @@ def finetune(
     epochs = [epoch_batches(data, settings, seed, epoch) for epoch in range(settings.epochs)]
     batches = [jax.tree.map(np.asarray, batch) for epoch in epochs for batch in epoch]
     return fit(
-        params, make_loss(config, settings.remat, settings.compute_dtype), settings.optimizer,
+        lora.adapted(params, adapters, seed, "finetune"),
+        make_loss(config, settings.remat, settings.compute_dtype), settings.optimizer,
         batches, directory, settings.save_every, progress, mesh,
         settings.microbatches, config.experts_per_token, config.windows,
     )  # fmt: skip

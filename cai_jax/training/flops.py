@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from cai_jax.models.lora import SUFFIX
+
 PyTree = Any
 
 # Dense bfloat16 FLOP/s of one JAX device as its maker publishes them, by jax.Device.device_kind.
@@ -55,15 +57,21 @@ def shape_of(params: PyTree, experts_per_token: int = 0) -> tuple[int, int, int,
 
     N counts kernels, and the embedding where it is the output matrix too: to look a row up costs
     nothing. Norms and biases are left out, and of experts all but those that a token goes through.
+    Beside adapters (`lora.joined`) the weights are frozen and count two thirds: of their backward
+    part only the half that goes on to the layer before is computed.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    weights = 0
+    weights = adapters = 0
     for path, x in leaves:
-        if path[-1].key == "kernel":
+        if path[-2].key.endswith(SUFFIX):
+            adapters += x.size
+        elif path[-1].key == "kernel":
             mixed = path[-2].key.startswith("experts_")  # [L, E, inputs, outputs]
             weights += x.size * experts_per_token // x.shape[1] if mixed else x.size
     if "lm_head" not in params and "scalar_head" not in params:
         weights += params["embed"]["embedding"].size
+    if adapters:
+        weights = weights * 2 // 3 + adapters
     (query,) = (x for path, x in leaves if [entry.key for entry in path[-2:]] == ["q", "kernel"])
     layers, _, heads, head_dim = query.shape
     return weights, layers, heads, head_dim

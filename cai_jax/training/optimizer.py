@@ -27,8 +27,8 @@ class OptimizerConfig:
       schedule: "constant", "linear" or "cosine" after the warmup; the last two end at 0 after
         total_steps.
       warmup_steps: steps of linear rise; step 0 has learning_rate / warmup_steps.
-      weight_decay: decoupled, times the learning rate; on kernels only, never on norms, biases
-        or embeddings.
+      weight_decay: decoupled, times the learning rate; on kernels and adapters only, never on
+        norms, biases or embeddings.
       b1, b2: decay of the first and second moments.
       eps: added to the root of the second moment.
       clip_norm: largest global norm of the gradients; inf turns clipping off.
@@ -177,5 +177,5 @@ def _round_to_bfloat16(x: jax.Array, *salts: int | jax.Array) -> jax.Array:
 
 def _decayed(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params
+        lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) in ("kernel", "a", "b"), params
     )

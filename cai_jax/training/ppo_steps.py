@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from cai_jax.mesh import layout, place, shard_batch
-from cai_jax.models import heads
+from cai_jax.models import heads, lora
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.lora import Adapted, Lora
 from cai_jax.models.transformer import Params
 from cai_jax.training import optimizer, state
 from cai_jax.training.advantages import Minibatch
@@ -31,8 +33,13 @@ def start(
     mean: float,
     deviation: float,
     mesh: jax.sharding.Mesh | None,
-) -> tuple[dict[str, state.TrainState], dict[str, Callable]]:
-    """States at step 0, and the jitted step of each, under the names "policy" and "value"."""
+    adapters: Lora,
+    seed: int,
+) -> tuple[dict[str, state.TrainState], dict[str, Callable], dict[str, Adapted]]:
+    """States at step 0, and the jitted step of each, under the names "policy" and "value".
+
+    With adapters their states are of these alone, and the models that they are of come third.
+    """
     s = settings
     total = s.updates * s.epochs * s.minibatches
     if s.shares_trunk:
@@ -51,28 +58,46 @@ def start(
     if s.has_value and not s.shares_trunk:
         opts["value"] = optimizer.make(s.value_optimizer, total)
         losses["value"] = make_value_loss(config, s.value_clip, s.remat, s.compute_dtype)
-        copied = lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)  # noqa: E731
+
+        def copied(tree):
+            if adapters.rank:
+                return tree
+            return jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
+
         if s.value_init == "zero_head":
             starts["value"] = heads.with_scalar_head(copied(policy_params))
         else:
             starts["value"] = heads.rescaled(copied(pms[0]), mean, deviation)
+    starts = {n: lora.adapted(x, adapters, seed, f"ppo {n}") for n, x in starts.items()}
+    adapted = {name: x for name, x in starts.items() if isinstance(x, Adapted)}
+    starts |= {name: x.trained for name, x in adapted.items()}
+    losses |= {name: x.loss(losses[name]) for name, x in adapted.items()}
     states = place({name: state.create(starts[name], opts[name]) for name in starts}, mesh)
     laid_out = layout(states)
     steps = {
         name: state.make_step(losses[name], opts[name], s.microbatches, laid_out[name])
         for name in starts
     }
-    return states, steps
+    for name, x in adapted.items():
+        steps[name] = functools.partial(_beside, steps[name], x.base)
+    return states, steps, adapted
+
+
+def _beside(step: Callable, base: Params, state: state.TrainState, batch: Minibatch):
+    return step(state, batch, base)
 
 
 def trained(
-    settings: Settings, states: dict[str, state.TrainState]
+    settings: Settings, states: dict[str, state.TrainState], adapted: dict[str, Adapted]
 ) -> tuple[Params, Params | None]:
     """The policy without a scalar head, and the value function, None where there is none."""
-    policy = states["policy"].params
+    found = {
+        name: adapted[name].joined(of.params) if name in adapted else of.params
+        for name, of in states.items()
+    }
     if settings.shares_trunk:
-        return heads.without_scalar_head(policy), policy
-    return policy, states["value"].params if settings.has_value else None
+        return heads.without_scalar_head(found["policy"]), found["policy"]
+    return found["policy"], found.get("value")
 
 
 def train_on(
