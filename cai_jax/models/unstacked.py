@@ -54,9 +54,17 @@ def unstacked(params: Params, dtype: jnp.dtype) -> Params:
     fsdp holds all of them: each step reads every weight, and would else first gather it.
     """
     mesh = mesh_of(params)
-    apart = _apart if mesh is None else laying_out(params, mesh, dtype)
-    tree = apart(params, dtype=dtype)
-    return tree if "lm_head" in params else tree | {"head": tree["embed"]}
+    layer, others = (_layer, _others) if mesh is None else laying_out(params, mesh, dtype)
+    stack, rest = split(params)
+    tree = others(rest, dtype=dtype)
+    # A layer at a time, so that no more of what is split comes together at once.
+    layers = tuple(layer(stack, np.int32(n), dtype=dtype) for n in range(_count(stack)))
+    return {"head": tree["embed"], **tree, "layers": layers}
+
+
+def split(params: Params) -> tuple[Params, Params]:
+    """The stack of layers, and the rest."""
+    return params["layers"], {k: v for k, v in params.items() if k != "layers"}
 
 
 def decode_shardings(unstacked_params: Params, mesh: jax.sharding.Mesh) -> Params:
@@ -71,21 +79,30 @@ def _name(path) -> str:
     return [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)][-1]
 
 
-def laying_out(params: Params, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> jax.stages.Wrapped:
-    """The program of `unstacked` on a mesh, (params, dtype=dtype); only shapes of params count."""
+def laying_out(
+    params: Params, mesh: jax.sharding.Mesh, dtype: jnp.dtype
+) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+    """The programs of `unstacked` on a mesh; only shapes of params count.
+
+    Returns:
+      That of a layer, (stack, number, dtype=dtype), and that of the rest, (rest, dtype=dtype), of
+      what `split` gives.
+    """
     shapes = jax.eval_shape(functools.partial(_apart, dtype=dtype), params)
-    layout = decode_shardings(shapes, mesh)
-    return jax.jit(_apart, static_argnames=("dtype",), out_shardings=layout)
+    layers, rest = split(decode_shardings(shapes, mesh))
+    jitted = functools.partial(jax.jit, static_argnames=("dtype",))
+    return jitted(_one_layer, out_shardings=layers[0]), jitted(_others, out_shardings=rest)
 
 
 def abstract_unstacked(params: Params, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> Params:
     """ShapeDtypeStructs of what `unstacked` gives on a mesh, to compile for without weights."""
     shapes = jax.eval_shape(functools.partial(_apart, dtype=dtype), params)
-    return jax.tree.map(
+    tree = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
         decode_shardings(shapes, mesh),
     )
+    return {"head": tree["embed"], **tree}
 
 
 def _norms(name: str, tensors: Params) -> Params:
@@ -93,19 +110,25 @@ def _norms(name: str, tensors: Params) -> Params:
     return {name if kind == "scale" else f"{name}_{kind}": x for kind, x in tensors.items()}
 
 
+def _count(stack: Params) -> int:
+    return stack["q"]["kernel"].shape[0]
+
+
 def _apart(params: Params, dtype: jnp.dtype) -> Params:
-    layers = range(params["layers"]["q"]["kernel"].shape[0])
-    embedding = params["embed"]["embedding"].astype(dtype)
-    return {
-        "embed": embedding,
-        "head": params["lm_head"]["kernel"].astype(dtype).T if "lm_head" in params else embedding,
-        **_norms("final_norm", params["final_norm"]),
-        "layers": tuple(_layer(params["layers"], np.int32(n), dtype=dtype) for n in layers),
-    }
+    stack, rest = split(params)
+    layers = range(_count(stack))
+    tree = _others(rest, dtype)
+    return tree | {"layers": tuple(_one_layer(stack, np.int32(n), dtype) for n in layers)}
 
 
-@functools.partial(jax.jit, static_argnames=("dtype",))
-def _layer(stack: Params, n: jax.Array, *, dtype: jnp.dtype) -> Params:
+def _others(rest: Params, dtype: jnp.dtype) -> Params:
+    tree = {"embed": rest["embed"]["embedding"].astype(dtype)}
+    if "lm_head" in rest:
+        tree["head"] = rest["lm_head"]["kernel"].astype(dtype).T
+    return tree | _norms("final_norm", rest["final_norm"])
+
+
+def _one_layer(stack: Params, n: jax.Array, dtype: jnp.dtype) -> Params:
     found = {}
     for name, tensors in stack.items():
         if name.endswith("norm"):
@@ -123,3 +146,6 @@ def _layer(stack: Params, n: jax.Array, *, dtype: jnp.dtype) -> Params:
                 turned = lambda x: jnp.moveaxis(x, range(axes), range(-axes, 0))  # noqa: B023, E731
                 found[name] = jax.tree.map(turned, x.astype(dtype))
     return found
+
+
+_layer = jax.jit(_one_layer, static_argnames=("dtype",))

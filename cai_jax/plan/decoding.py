@@ -17,7 +17,7 @@ from cai_jax.decoding.sampling import Rule
 from cai_jax.mesh import fitted
 from cai_jax.models import kv_cache
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.unstacked import abstract_unstacked, laying_out
+from cai_jax.models.unstacked import abstract_unstacked, laying_out, split
 from cai_jax.plan.program import Part, Program, local_bytes, sharded
 from cai_jax.plan.training import forward_flops, params_of
 
@@ -40,6 +40,12 @@ class Shapes:
     def params(self):
         """The weights, in decoding's layout."""
         return abstract_unstacked(params_of(self.config), self.mesh, self.dtype)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of `params` on a device."""
+        tied = self.config.tied_embeddings
+        return local_bytes({k: v for k, v in self.params.items() if k != "head" or not tied})
 
     @functools.cached_property
     def cache(self) -> kv_cache.KVCache:
@@ -140,8 +146,7 @@ def decoding_programs(s: Shapes) -> Iterator[Program]:
     that scores tokens of options. Left out: what takes less than a layer, such as copies of
     slots.
     """
-    weights = {k: v for k, v in s.params.items() if k != "head" or not s.config.tied_embeddings}
-    held = local_bytes((weights, s.cache, s.logits))
+    held = s.weights + local_bytes((s.cache, s.logits))
     beside = local_bytes(sharded(params_of(s.config, s.dtype), s.mesh))
     forward = forward_flops(params_of(s.config), s.length, s.config)
     make = functools.partial(Program, group="engine", held=held, beside=beside)
@@ -157,6 +162,12 @@ def decoding_programs(s: Shapes) -> Iterator[Program]:
 def relayout(s: Shapes, policy: Any, beside: int) -> Program:
     """PPO's policy, its shapes in training's layout, to decoding's; `beside`: what PPO holds with
     it."""
-    lowered = laying_out(policy, s.mesh, s.dtype).lower(policy, dtype=s.dtype)
+    layer, others = laying_out(policy, s.mesh, s.dtype)
+    stack, rest = split(policy)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    parts = (
+        Part(layer.lower(stack, number, dtype=s.dtype), s.config.layers),
+        Part(others.lower(rest, dtype=s.dtype)),
+    )
     size = local_bytes(policy)
-    return Program("PPO, to decode", "engine", (Part(lowered),), size, beside - size, 0.0)
+    return Program("PPO, to decode", "engine", parts, size + s.weights, beside - size, 0.0)

@@ -60,20 +60,23 @@ def shape_of(params: PyTree, experts_per_token: int = 0) -> tuple[int, int, int,
     Beside adapters (`lora.joined`) the weights are frozen and count two thirds: of their backward
     part only the half that goes on to the layer before is computed.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
     weights = adapters = 0
-    for path, x in leaves:
-        if path[-2].key.endswith(SUFFIX):
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        *_, parent, name = (jax.tree_util.keystr((entry,), simple=True) for entry in path)
+        if parent == "kernel":  # in 8 bits: its integers, and its scales
+            if name == "scale":
+                continue
+            parent, name = jax.tree_util.keystr(path[-3:-2], simple=True), "kernel"
+        if parent.endswith(SUFFIX):
             adapters += x.size
-        elif path[-1].key == "kernel":
-            mixed = path[-2].key.startswith("experts_")  # [L, E, inputs, outputs]
+        elif name == "kernel":
+            mixed = parent.startswith("experts_")  # [L, E, inputs, outputs]
             weights += x.size * experts_per_token // x.shape[1] if mixed else x.size
     if "lm_head" not in params and "scalar_head" not in params:
         weights += params["embed"]["embedding"].size
     if adapters:
         weights = weights * 2 // 3 + adapters
-    (query,) = (x for path, x in leaves if [entry.key for entry in path[-2:]] == ["q", "kernel"])
-    layers, _, heads, head_dim = query.shape
+    layers, _, heads, head_dim = params["layers"]["q"]["kernel"].shape
     return weights, layers, heads, head_dim
 
 
