@@ -20,7 +20,8 @@ from cai_jax.mesh import traced_mesh_of
 from cai_jax.models import kv_cache
 from cai_jax.models.attention import Part, cached_attention
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.experts import mixture, whole
+from cai_jax.models.experts import mixture
+from cai_jax.models.int8 import whole
 from cai_jax.models.kv_cache import KVCache
 from cai_jax.models.layers import ACTIVATIONS, Angles, query_scale, rotary_angles
 from cai_jax.models.slot_attention import by_kernel, decode_attention

@@ -12,10 +12,9 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import qwix
-from qwix import QArray
 
 from cai_jax.mesh import AxisNames, fitted
+from cai_jax.models.int8 import whole
 
 
 class Kernel(nn.Module):
@@ -29,11 +28,6 @@ class Kernel(nn.Module):
         experts = range(len(self.shape) - 2)
         each = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=tuple(experts))
         return whole(self.param("kernel", each, self.shape))
-
-
-def whole(kernel: jax.Array | QArray) -> jax.Array:
-    """A kernel as an array, float32 if it is in 8 bits (models.int8)."""
-    return qwix.dequantize(kernel) if isinstance(kernel, QArray) else kernel
 
 
 def mixture(

@@ -11,15 +11,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import qwix
+from qwix import QArray
 
 from cai_jax.mesh import DEFAULT_RULES, mesh_of, param_shardings
-from cai_jax.models.transformer import Params
+from cai_jax.models.lora import INPUTS, Params
 
-# Axes of a layer's kernel that are summed over in its product.
+# Axes of a layer's kernel that are summed over in its product; the first of experts' is theirs.
 SUMMED = {
-    "q": (0,), "k": (0,), "v": (0,), "o": (0, 1), "gate": (0,), "up": (0,), "down": (0,),
-    "experts_gate": (1,), "experts_up": (1,), "experts_down": (1,),
-}  # fmt: skip
+    **{name: tuple(range(axes)) for name, axes in INPUTS.items()},
+    **{f"experts_{name}": (1,) for name in ("gate", "up", "down")},
+}
 
 
 def quantized(params: Params) -> Params:
@@ -41,3 +42,8 @@ def _quantized(params: Params) -> Params:
         held = qwix.quantize(kernel.astype(jnp.float32), jnp.int8, channelwise_axes=kept)
         layers[name] = {**layers[name], "kernel": held}
     return {**params, "layers": layers}
+
+
+def whole(kernel: jax.Array | QArray) -> jax.Array:
+    """A kernel as an array, float32 if it is in 8 bits."""
+    return qwix.dequantize(kernel) if isinstance(kernel, QArray) else kernel

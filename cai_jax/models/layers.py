@@ -15,6 +15,7 @@ from cai_jax.mesh import constrain
 from cai_jax.models.attention import self_attention
 from cai_jax.models.config import ModelConfig, RopeScaling
 from cai_jax.models.experts import Kernel, mixture
+from cai_jax.models.lora import SUFFIX
 from cai_jax.models.ring import ring_attention
 from cai_jax.models.splash import splash_attention
 
@@ -173,7 +174,7 @@ class Block(nn.Module):
         held = self.get_variable("params", name)
         if held is not None and isinstance(held["kernel"], QArray):
             dense = functools.partial(self._dense_int8, held, 1 if axis == -1 else len(axis))
-        adapter = self.get_variable("params", f"{name}_lora")
+        adapter = self.get_variable("params", f"{name}{SUFFIX}")
         return dense if adapter is None else lambda x: dense(x) + self._adapter(adapter, x)
 
     def _dense_int8(self, held: dict[str, QArray], axes: int, x: jax.Array) -> jax.Array:

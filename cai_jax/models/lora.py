@@ -21,8 +21,8 @@ import jax.numpy as jnp
 
 from cai_jax import rng
 from cai_jax.mesh import DEFAULT_RULES, mesh_of, param_shardings
-from cai_jax.models.transformer import Params
 
+Params = dict  # as in transformer, whose blocks are built on this
 FOLDER = "adapters"  # of a stage, beside its params
 SUFFIX = "_lora"
 INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}  # axes of a kernel's input
@@ -37,6 +37,10 @@ class Lora:
 
     rank: int
     alpha: float
+
+    def __post_init__(self):
+        if self.rank and self.alpha <= 0:
+            raise ValueError(f"lora.alpha is {self.alpha}; adapters need one above 0 to act.")
 
 
 NONE = Lora(0, 1.0)

@@ -15,7 +15,7 @@ import numpy as np
 
 from cai_jax.mesh import fitted, mesh_of
 from cai_jax.models import lora
-from cai_jax.models.experts import whole
+from cai_jax.models.int8 import whole
 from cai_jax.models.transformer import Params
 
 # Names of the first axes of decoding's weights, for their split over a mesh.
