@@ -5,6 +5,9 @@ import os
 # Before transformers is imported: the models compared with are written by the tests themselves.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before gcsfs is, whoever imports it: it would ask the real store what kind of bucket the stand-in
+# is, again and again, and make an hour of the tests.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 # Before jax is: most of the tests' time is compilation, of programs that run once.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
