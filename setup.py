@@ -21,7 +21,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["cai_jax", "cai_jax.*"]),
-    package_data={"cai_jax.datasets": ["*.jsonl"], "cai_jax.figures": ["*.json"]},
+    package_data={
+        "cai_jax.datasets": ["*.jsonl"],
+        "cai_jax.figures": ["*.json"],
+        "cai_jax.sandbox": ["models/*/*"],
+    },
     install_requires=[
         "absl-py>=2.3,<3",
         "array-record>=0.8,<0.9",

@@ -53,6 +53,9 @@ Without a config; each takes --help:
   tensorboard     a run's curves as TensorBoard event files: --workdir=DIR [--to=DIR]
   wandb           a run's curves to Weights & Biases: --workdir=DIR [--project=NAME]
   constitution    check FILE | diff FILE FILE | import --from=DIR --to=FILE.yaml
+  sandbox         a little world where harm is known: train its models from nothing, or write its
+                  texts again: --size=tiny|small|medium|large --workdir=DIR
+  sandbox-scores  what is true of the answers of a run of experiments/sandbox.py: --workdir=DIR
   import-weights  any model to a checkpoint of ours, whose slices each host reads for itself:
                   --from=MODEL --to=DIR [--dtype=bfloat16]
   export-weights  to safetensors for other software, a run's model: --workdir=DIR --to=DIR
@@ -62,6 +65,7 @@ Without a config; each takes --help:
 STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "figures")
 ALONE = ("label-ablation", "generate-prompts", "harmfulness", "human-preferences")
 TOOLS = ("chat", "fetch", "data", "constitution")
+SANDBOX = ("sandbox", "sandbox-scores")
 WEIGHTS = ("import-weights", "export-weights")
 CURVES = ("tensorboard", "wandb")
 
@@ -103,6 +107,11 @@ def main(argv: list[str] | None = None) -> int:
             from cai_jax import weight_verbs
 
             getattr(weight_verbs, verb.replace("-", "_"))(rest)
+        elif verb in SANDBOX:
+            from cai_jax import sandbox_verbs
+
+            keep_compiled_programs()
+            getattr(sandbox_verbs, verb.replace("-", "_"))(rest)
         elif verb in TOOLS:
             from cai_jax import tools
 
@@ -110,7 +119,9 @@ def main(argv: list[str] | None = None) -> int:
                 keep_compiled_programs()
             getattr(tools, verb.replace("-", "_"))(rest)
         else:
-            known = ", ".join(("run", *STAGES, *ALONE, "doctor", "plan", *CURVES, *TOOLS, *WEIGHTS))
+            known = ", ".join(
+                ("run", *STAGES, *ALONE, "doctor", "plan", *CURVES, *TOOLS, *WEIGHTS, *SANDBOX)
+            )
             raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
     except KeyboardInterrupt as stopped:  # or SIGTERM, of training.preemption
         said = str(stopped) or "Stopped"

@@ -26,7 +26,7 @@ def read_data(settings: RunSettings) -> Data:
     """The run's texts, cut to their limits.
 
     Raises:
-      ValueError: a file of prompts that is empty or malformed, with file and line.
+      ValueError: a file that is empty or malformed, with file and line.
     """
     p = settings.prompts
 
@@ -34,18 +34,21 @@ def read_data(settings: RunSettings) -> Data:
         found = shipped.read_prompts(path, kind) if path else shipped.prompts(kind, split)
         return found[: limit or None]
 
+    def comparisons(path: str, split: str, limit: int) -> list[shipped.HelpfulComparison]:
+        found = shipped.read_comparisons(path) if path else shipped.helpful_comparisons(split)
+        return found[: limit or None]
+
+    pairs = shipped.read_label_pairs(p.label_pairs) if p.label_pairs else shipped.label_pairs()
     return Data(
         red_team=rows(p.red_team, "red_team", "train", p.red_team_limit),
         helpful=rows(p.helpful, "helpful", "train", p.helpful_limit),
         held_out_red_team=rows(p.held_out_red_team, "red_team", "test", p.held_out_red_team_limit),
         held_out_helpful=rows(p.held_out_helpful, "helpful", "test", p.held_out_helpful_limit),
-        helpful_comparisons=shipped.helpful_comparisons("train")[
-            : p.helpful_comparisons_limit or None
-        ],
-        held_out_comparisons=shipped.helpful_comparisons("test")[
-            : p.held_out_helpful_limit or None
-        ],
-        label_pairs=_balanced(shipped.label_pairs(), p.label_pairs_limit),
+        helpful_comparisons=comparisons(
+            p.helpful_comparisons, "train", p.helpful_comparisons_limit
+        ),
+        held_out_comparisons=comparisons(p.held_out_comparisons, "test", p.held_out_helpful_limit),
+        label_pairs=_balanced(pairs, p.label_pairs_limit),
     )
 
 

@@ -30,6 +30,8 @@ class Prompts:
     """Attributes:
     red_team, helpful, held_out_red_team, held_out_helpful: files of prompts; empty takes those
       that ship with the project.
+    helpful_comparisons, held_out_comparisons: files of people's comparisons by helpfulness, and
+      label_pairs, of clear-cut pairs; likewise.
     *_limit: the first so many of each list; 0 takes all.
     """
 
@@ -37,6 +39,9 @@ class Prompts:
     helpful: str
     held_out_red_team: str
     held_out_helpful: str
+    helpful_comparisons: str
+    held_out_comparisons: str
+    label_pairs: str
     red_team_limit: int
     helpful_limit: int
     held_out_red_team_limit: int

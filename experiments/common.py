@@ -46,14 +46,18 @@ def get_config() -> ConfigDict:
     # ten times as high.
     config.lora = ConfigDict({"rank": 0, "alpha": 32.0})
 
-    # Files of prompts, one JSON object a line; empty takes the prompts that ship with the project.
-    # Limits cut each list; 0 takes all.
+    # Files of prompts, of people's comparisons by helpfulness and of clear-cut pairs, one JSON
+    # object a line (README, "Your own"); empty takes what ships with the project. Limits cut each
+    # list, that of held-out helpful prompts the held-out comparisons too; 0 takes all.
     config.prompts = ConfigDict(
         {
             "red_team": "",
             "helpful": "",
             "held_out_red_team": "",
             "held_out_helpful": "",
+            "helpful_comparisons": "",
+            "held_out_comparisons": "",
+            "label_pairs": "",
             "red_team_limit": 0,
             "helpful_limit": 0,
             "held_out_red_team_limit": 0,

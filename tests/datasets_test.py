@@ -229,3 +229,35 @@ def test_empty_and_missing_prompt_files(tmp_path):
         readers.read_prompts(tmp_path / "empty.jsonl")
     with pytest.raises(OSError, match=r"absent.jsonl"):
         readers.read_prompts(tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("read", "row", "problem"),
+    [
+        (readers.read_comparisons, {"good": "4"}, "line 1: poor must be text, not null"),
+        (readers.read_comparisons, {"good": " ", "poor": "5"}, "line 1: good is empty"),
+        (
+            readers.read_label_pairs,
+            {"kind": "rude", "better": "4", "worse": "5"},
+            "line 1: kind must be harmful or benign, not 'rude'",
+        ),
+        (readers.read_label_pairs, {"kind": "benign", "better": "4"}, "line 1: worse must be text"),
+    ],
+)
+def test_a_users_own_comparisons_and_pairs(tmp_path, read, row, problem):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "2 + 2?", **row}) + "\n")
+    with pytest.raises(ValueError, match=problem):
+        read(path)
+    whole = {"prompt": "2 + 2?", "good": "4", "poor": "5", "kind": "benign"}
+    whole |= {"better": "4", "worse": "5"}
+    path.write_text(json.dumps(whole) + "\n")
+    (found,) = read(path)
+    assert found.prompt == Conversation().human("2 + 2?")
+    assert found.id.startswith("prompt-")
+    path.write_text(2 * (json.dumps(whole) + "\n"))
+    with pytest.raises(ValueError, match=r"line 2: the (comparison|pair) already stands on line 1"):
+        read(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="the file holds no"):
+        read(path)

@@ -15,7 +15,7 @@ FOLDER = tiny_run.ROOT / "experiments"
 # Every experiment with every argument it takes.
 SIZED = ("quickstart.py", "dpo.py")
 EXPERIMENTS = [f"{name}{size}" for name in SIZED for size in ("", ":full", ":smoke")]
-EXPERIMENTS += ["llama3_8b.py", "llama3_8b_small_slice.py"]
+EXPERIMENTS += ["sandbox.py", "sandbox.py:tiny", "llama3_8b.py", "llama3_8b_small_slice.py"]
 # Those that differ from llama3_8b.py in the model's shape, the mesh and a batch.
 SHAPES = ["llama3_70b.py", "mixtral_8x7b.py", "paper_52b.py", "qwen2_7b.py"]
 # Those that are no whole run, with their verbs.
@@ -156,6 +156,7 @@ def test_one_tiny_pass(name, finished, tiny_cache, tmp_path):
     experiment, _ = finished
     flags = [f"--config.{setting}" for setting in TINY.split()]
     flags.append(f"--config.model={experiment.folder / 'model'}")
+    flags.append("--config.feedback_model=")
     for prompts in tiny_run.PROMPTS:
         flags.append(f"--config.prompts.{prompts}={experiment.folder / prompts}.jsonl")
     command = ["run", f"--config={FOLDER / name}", f"--workdir={tmp_path / 'run'}", *flags]

@@ -17,7 +17,7 @@ LONGEST = 320  # lines a module may have
 FLOORS = {
     0: """outages storage script conversation chat_template tokenizer sentencepiece_tokenizer
           principles paper_prompts paper_import constitution records prompts labels questions
-          encoding datasets""",
+          encoding datasets sandbox""",
     1: "hosts shards growing replacing rng saved_params mesh batch logprobs losses returns",
     2: "models weights",
     3: "decoding",
@@ -27,7 +27,7 @@ FLOORS = {
           finished_models command_config tools event_file curves held_out_comparisons pipeline
           relabel label_ablation generate_prompts evaluation_settings evaluations snapshot_answers
           snapshot_evaluation harmfulness_settings harmfulness_scores human_preferences
-          weight_verbs cli""",
+          weight_verbs sandbox_models sandbox_scores sandbox_verbs cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 

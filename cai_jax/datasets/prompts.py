@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from cai_jax import records
 from cai_jax.conversation import Conversation, Turn, parse
@@ -46,6 +47,9 @@ class LabelPair:
     worse: str
 
 
+Row = TypeVar("Row", PromptRow, HelpfulComparison, LabelPair)
+
+
 def prompts(kind: Kind, split: str) -> list[PromptRow]:
     """Shipped prompts of a kind; `split` is "train" or "test", in the shipped order."""
     return [
@@ -82,17 +86,61 @@ def read_prompts(path: str | os.PathLike, kind: Kind = "red_team") -> list[Promp
       ValueError: an empty file, or the file, line and field of the first bad row.
       OSError: the file cannot be read.
     """
-    found: dict[str, tuple[str, PromptRow]] = {}
+    return _rows(path, lambda where, row: _prompt_row(where, row, kind), "prompt")
+
+
+def read_comparisons(path: str | os.PathLike) -> list[HelpfulComparison]:
+    """A user's own helpful comparisons: rows as `read_prompts` takes them, with "good" and "poor".
+
+    Raises:
+      ValueError, OSError: as `read_prompts`.
+    """
+
+    def comparison(where: str, row: Any) -> HelpfulComparison:
+        prompt = _prompt_row(where, row, "helpful")
+        good, poor = (_text(where, name, row.get(name)) for name in ("good", "poor"))
+        return HelpfulComparison(prompt.id, prompt.conversation, good, poor)
+
+    return _rows(path, comparison, "comparison")
+
+
+def read_label_pairs(path: str | os.PathLike) -> list[LabelPair]:
+    """A user's own clear-cut pairs: rows as `read_prompts` takes them, with "kind", which is
+    "harmful" or "benign", "better" and "worse".
+
+    Raises:
+      ValueError, OSError: as `read_prompts`.
+    """
+
+    def pair(where: str, row: Any) -> LabelPair:
+        prompt = _prompt_row(where, row, "red_team")
+        kind, better, worse = (
+            _text(where, name, row.get(name)) for name in ("kind", "better", "worse")
+        )
+        if kind not in ("harmful", "benign"):
+            raise ValueError(f"{where}: kind must be harmful or benign, not {kind!r}.")
+        return LabelPair(prompt.id, kind, prompt.conversation, better, worse)
+
+    return _rows(path, pair, "pair")
+
+
+def _rows(path: str | os.PathLike, make: Callable[[str, Any], Row], noun: str) -> list[Row]:
+    """The rows of a file of JSON lines, each with an id of its own.
+
+    Args:
+      make: of (file and line, row).
+    """
+    found: dict[str, tuple[str, Row]] = {}
     for where, row in records.read_rows(path):
-        prompt = _prompt_row(where, row, kind)
-        if prompt.id in found:
-            first = found[prompt.id][0].rsplit(", ", 1)[1]
-            what = f"the id {prompt.id!r}" if "id" in row else "the prompt"
+        made = make(where, row)
+        if made.id in found:
+            first = found[made.id][0].rsplit(", ", 1)[1]
+            what = f"the id {made.id!r}" if "id" in row else f"the {noun}"
             raise ValueError(f"{where}: {what} already stands on {first}; keep one of them.")
-        found[prompt.id] = (where, prompt)
+        found[made.id] = (where, made)
     if not found:
-        raise ValueError(f"{path}: the file holds no prompts; write one JSON object a line.")
-    return [prompt for _, prompt in found.values()]
+        raise ValueError(f"{path}: the file holds no {noun}s; write one JSON object a line.")
+    return [row for _, row in found.values()]
 
 
 def cards() -> tuple[Dataset, ...]:

@@ -23,6 +23,8 @@ from cai_jax.weights.safetensors import PICKLES, open_directory
 from cai_jax.weights.saved import PARAMS, Saved, open_checkpoint
 from cai_jax.weights.stored import Stored
 
+SHIPPED = Path(__file__).parents[1] / "sandbox" / "models"  # with the package
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -65,8 +67,8 @@ def load_model(
     """Loads a model.
 
     Args:
-      path_or_name: a name that `cai-jax fetch` knows, a .gguf file, a directory in Hugging Face
-        layout, or a checkpoint that `cai-jax import-weights` wrote.
+      path_or_name: a name that `cai-jax fetch` knows or that the package ships, a .gguf file, a
+        directory in Hugging Face layout, or a checkpoint that `cai-jax import-weights` wrote.
       dtype: of the params.
       mesh: shards the params over it by their logical axes, each process reading what its own
         devices hold; None keeps them on one device.
@@ -92,6 +94,8 @@ def open_model(
       WeightsError: no such model, or a file that cannot be used.
     """
     path = Path(path_or_name)
+    if (SHIPPED / path.name).is_dir() and not path.exists():
+        path = SHIPPED / path.name
     if path.is_dir():
         return open_checkpoint(path) if (path / PARAMS).is_dir() else open_directory(path)
     if path.suffix == ".gguf" and path.exists():
@@ -106,9 +110,10 @@ def open_model(
         )
     if path.suffix == ".safetensors" and path.exists():
         raise WeightsError(f"{path} is a model's tensors alone; give the directory that it is in")
+    known = sorted((*SOURCES, *(folder.name for folder in SHIPPED.glob("*"))))
     raise WeightsError(
         f"no model at '{path_or_name}': give a directory in Hugging Face layout, a .gguf file, a "
-        f"checkpoint of `cai-jax import-weights`, or one of {', '.join(sorted(SOURCES))}."
+        f"checkpoint of `cai-jax import-weights`, or one of {', '.join(known)}."
     )
 
 

@@ -1,0 +1,72 @@
+"""`cai-jax sandbox`: makes the sandbox's texts and models; `cai-jax sandbox-scores`: the truth
+about what a run's models answered."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from cai_jax.sandbox import texts
+from cai_jax.tools import ToolError
+
+MADE = "made.json"  # what a model was made from
+
+
+def sandbox(arguments: list[str]) -> None:
+    """Trains a size's two models from nothing, or with --texts writes the world's files."""
+    from cai_jax.sandbox_models import SIZES, build, model_config, tokenizer
+
+    parser = argparse.ArgumentParser(prog="cai-jax sandbox", description=__doc__)
+    parser.add_argument("--size", choices=tuple(SIZES), help="of the models to train")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="where the models come")
+    parser.add_argument("--texts", type=Path, metavar="DIR", help="write the world's files there")
+    options = parser.parse_args(arguments)
+    if options.texts:
+        return texts.write(options.texts)
+    if not (options.size and options.workdir):
+        parser.error("give --size=SIZE and --workdir=DIR, or --texts=DIR")
+    from cai_jax.progress import Progress
+    from cai_jax.weights.safetensors import WHOLE, write_directory
+    from cai_jax.weights.words import write_json
+
+    size = SIZES[options.size]
+    made = {"size": options.size, "seed": options.seed, **dataclasses.asdict(size)}
+    noted = options.workdir / MADE
+    if noted.exists() and json.loads(noted.read_text("utf-8")) != made:
+        raise ToolError(f"{options.workdir} is of another size or seed; give another --workdir.")
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    write_json(noted, made)
+    words = tokenizer(options.seed)
+    with Progress() as progress:
+        for name, params in build(size, words, options.workdir, options.seed, progress):
+            folder = options.workdir / "models" / name
+            write_directory(folder, model_config(size), params, words, None, dtype="bfloat16")
+            digest = hashlib.sha256((folder / WHOLE).read_bytes()).hexdigest()
+            write_json(folder / MADE, {**made, "model": name, "sha256": digest})
+            progress.say(f"{folder} written")
+
+
+def sandbox_scores(arguments: list[str]) -> None:
+    """The oracle's verdict on a finished run's answers and revisions: tables, and
+    evaluation/oracle.json in its workdir."""
+    from cai_jax.progress import Progress
+    from cai_jax.sandbox_scores import rows_of, verdicts
+    from cai_jax.workdir import Workdir
+
+    parser = argparse.ArgumentParser(prog="cai-jax sandbox-scores", description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR")
+    options = parser.parse_args(arguments)
+    if not (options.workdir / "evaluation" / "done.json").exists():
+        raise ToolError(
+            f"{options.workdir} has no finished evaluation; give the workdir of a run of "
+            "experiments/sandbox.py."
+        )
+    found = verdicts(options.workdir)
+    Workdir(options.workdir).write_json("evaluation/oracle.json", found)
+    with Progress() as progress:
+        for title, (columns, rows) in rows_of(found).items():
+            progress.results_table(title, columns, rows)
