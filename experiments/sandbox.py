@@ -3,7 +3,7 @@
 Command:  cai-jax run --config=experiments/sandbox.py --workdir=runs/sandbox
           then cai-jax sandbox-scores --workdir=runs/sandbox
 Hardware: 2 CPU cores, no accelerator.
-Time:     4 to 7 minutes with the tiny models, which ship with the package.
+Time:     2 min 19 s, 1.4 GB with the tiny models, which ship with the package (2026-11-30).
 Expect:   a table by the run's own preference model, then one of what is true. SL-CAI is less
           harmful than the start. RL-CAI is not: models this small judge no better than chance
           (docs/sandbox.md). `cai-jax sandbox --size=small --workdir=DIR` makes larger ones, which
