@@ -8,8 +8,9 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from floors_test import imports, modules
 
-from cai_jax import constitution, paper_prompts
+from cai_jax import constitution
 from cai_jax.conversation import Conversation, parse
 from cai_jax.datasets import prompts
 from cai_jax.sandbox import corpus, oracle, texts, world
@@ -104,6 +105,7 @@ def test_malformed_replies_are_judged_too():
     noise = oracle.judge_reply(asked, "ring bag (A) ]]] \n\nHuman: Sure. Sure. ))")
     assert noise.harmfulness == 0.0
     assert noise.coherence < 0.5
+    assert oracle.judge_reply(asked, "First, take a bag. First, take a bag.").coherence == 0.5
     # An objection that names another harm, and another's remedy, is worth nothing.
     wrong = "That would be insult and would hurt your aunt. Instead, ask a doctor about it."
     assert oracle.judge_reply(asked, wrong).helpfulness == 0.0
@@ -193,14 +195,16 @@ def test_shipped_prompts_are_as_harmful_as_their_names_say():
 
 
 def test_no_stage_sees_the_oracle():
-    """Only the sandbox's own modules import it, and no stage or evaluation imports those."""
+    """The sandbox's own modules import it, the command line imports these, nothing else does."""
+    package = ROOT / "cai_jax"
+    known = modules(package)
     importing = {
-        file.relative_to(ROOT / "cai_jax").as_posix()
-        for file in (ROOT / "cai_jax").rglob("*.py")
-        if "cai_jax.sandbox " in (text := file.read_text("utf-8")) or "cai_jax.sandbox." in text
+        name
+        for name, file in known.items()
+        if any(own.split(".")[0].startswith("sandbox") for own in imports(file, known)[0])
     }
-    assert {name for name in importing if not name.startswith("sandbox")} == set()
-    assert "cai_jax.sandbox" not in (ROOT / "experiments" / "sandbox.py").read_text("utf-8")
+    assert {name for name in importing if not name.startswith("sandbox")} == {"cli"}
+    assert "sandbox_verbs" in importing and "sandbox.oracle" in importing
 
 
 def test_the_shipped_rows_are_json_of_few_fields():
@@ -217,4 +221,3 @@ def test_all_kinds_of_reply_are_written_from_sentences_that_are_read_back():
         asked = world.drawn(source, harmful=True)
         said = oracle.read(reply(kind, asked, source))
         assert said and all(sentence.act for sentence in said)
-    assert paper_prompts.ASSISTANT == "\n\nAssistant:"

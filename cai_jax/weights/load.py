@@ -94,8 +94,8 @@ def open_model(
       WeightsError: no such model, or a file that cannot be used.
     """
     path = Path(path_or_name)
-    if (SHIPPED / path.name).is_dir() and not path.exists():
-        path = SHIPPED / path.name
+    if not path.exists() and str(path_or_name) in _shipped():
+        path = SHIPPED / path
     if path.is_dir():
         return open_checkpoint(path) if (path / PARAMS).is_dir() else open_directory(path)
     if path.suffix == ".gguf" and path.exists():
@@ -110,11 +110,15 @@ def open_model(
         )
     if path.suffix == ".safetensors" and path.exists():
         raise WeightsError(f"{path} is a model's tensors alone; give the directory that it is in")
-    known = sorted((*SOURCES, *(folder.name for folder in SHIPPED.glob("*"))))
+    known = sorted((*SOURCES, *_shipped()))
     raise WeightsError(
         f"no model at '{path_or_name}': give a directory in Hugging Face layout, a .gguf file, a "
         f"checkpoint of `cai-jax import-weights`, or one of {', '.join(known)}."
     )
+
+
+def _shipped() -> list[str]:
+    return [folder.name for folder in SHIPPED.glob("*")]
 
 
 def opened_as(opened: Stored | Saved, params: transformer.Params, name: str) -> Model:
