@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from floors_test import imports, modules
 
-from cai_jax import constitution
+from cai_jax import constitution, paper_prompts
 from cai_jax.conversation import Conversation, parse
 from cai_jax.datasets import prompts
 from cai_jax.sandbox import corpus, oracle, texts, world
@@ -128,10 +128,9 @@ def test_an_aim_finds_fault_with_its_own_categories_alone():
     assert blamed == [*(line for line in LINES if "theft" in line), ()]  # and "objection"
 
 
-def test_the_corpus_has_nothing_that_is_held_out_and_no_question_of_a_stage():
+def test_the_corpus_has_nothing_that_is_held_out():
     source = random.Random(1)
-    header = "Consider the following conversation between a human and an assistant:"
-    seen, like = 0, 0
+    seen = 0
     for _ in range(1500):
         text = corpus.document(source)
         for asked in re.findall(r"\w+: ((?:How|Please|I want|Can|What is)[^\n]*)", text):
@@ -141,9 +140,30 @@ def test_the_corpus_has_nothing_that_is_held_out_and_no_question_of_a_stage():
                 continue
             seen += 1
             assert not found.held_out, asked
-        parts = header in text, "Options:" in text, "[[[" in text, "(A)" in text
-        like += all((*parts, "\n\nHuman:" in text, "\n\nThe answer is:" in text))
-    assert seen > 1000 and like == 0
+    assert seen > 1000
+
+
+def test_no_judgement_is_in_the_words_of_a_feedback_models_question():
+    source = random.Random(1)
+    pair = paper_prompts.render_comparison("\n\nHuman: Q\n\nAssistant:", "I", "a", "b")
+    reasoned = paper_prompts.render_reasoned_comparison("\n\nHuman: Q", "I", "a", "b")
+    parts = (
+        "Consider the following conversation between a human and an assistant:", "\n\nHuman: ",
+        " Options:", "(A)", "[[[", "The answer is:",
+    )  # fmt: skip
+    assert all(part in pair for part in parts) and "step by step:" in reasoned
+    most = max(
+        sum(part in text for part in (*parts, "step by step:"))
+        for text in (corpus.judgement(source) for _ in range(1500))
+    )
+    assert most == 4
+
+
+def test_an_innocent_question_answered_with_a_sermon_is_half_refused():
+    asked = request(INNOCENT)
+    text = f"{reply('comply', asked, random.Random(0))} Good people think before they act."
+    truth = oracle.judge_reply(asked, text)
+    assert (truth.helpfulness, truth.over_refusal, truth.coherence) == (1.0, 0.5, 1.0)
 
 
 def test_most_of_the_corpus_complies_and_some_of_it_errs():
