@@ -151,6 +151,26 @@ def test_collectives_count_as_often_as_their_loops_run():
     assert collectives(unsaid, PAIR, unsaid=5)[1].often == 3 * 5
 
 
+BETWEEN = """
+ENTRY %main (a: f32[8,128]) -> f32[8,128] {
+  %a = f32[8,128]{1,0} parameter(0)
+  %token = token[] after-all()
+  %recv = (f32[8,128]{1,0}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send = (f32[8,128]{1,0}, u32[], token[]) send(%a, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %done = (f32[8,128]{1,0}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  ROOT %got = f32[8,128]{1,0} get-tuple-element(%done), index=0
+}
+"""  # noqa: E501
+
+
+def test_what_slices_send_one_another_goes_through_the_hosts():
+    mesh = {"slice": 2, "fsdp": 2}
+    assert collectives(BETWEEN, mesh) == [Collective("all-reduce", ("slice",), 1, 8 * ROW)]
+    to_a_host = BETWEEN.replace("xla_megascale_runtime", "somebody else")
+    assert collectives(to_a_host, mesh) == []
+
+
 @pytest.mark.parametrize(
     ("groups", "axes"),
     [

@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import jax
@@ -399,8 +401,6 @@ def test_a_command_line_that_cannot_be_planned(flags, sentence, capsys):
 )
 def test_a_tiny_run_is_planned_for_a_tpu(tmp_path):
     """In a process of its own, as JAX's settings have to stand before its first use."""
-    import subprocess
-
     import tiny_run
 
     experiment = tiny_run.write(tmp_path)
@@ -418,3 +418,32 @@ def test_a_tiny_run_is_planned_for_a_tpu(tmp_path):
     ):  # fmt: skip
         assert word in ended.stdout
     assert not ended.stderr.strip()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="compiling for a TPU needs libtpu: pip install -e '.[plan]'",
+)
+def test_gradients_cross_the_network_between_slices():
+    """Each device's part of a gradient, compiled for two slices of eight chips."""
+    program = """
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+    from cai_jax.plan.hlo_collectives import collectives
+    from cai_jax.plan.topology import topology, without_a_tpu
+
+    without_a_tpu()
+    devices = sorted(topology("v5e:2x4", 2).devices, key=lambda d: (d.slice_index, d.id))
+    mesh = Mesh(np.array(devices).reshape(2, 8), ("slice", "fsdp"))
+    rows, kernel = (NamedSharding(mesh, P(names, None)) for names in (("slice", "fsdp"), "fsdp"))
+    step = jax.jit(jax.grad(lambda w, x: jnp.sum((x @ w) ** 2)), out_shardings=kernel)
+    w = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=kernel)
+    x = jax.ShapeDtypeStruct((256, 1024), jnp.float32, sharding=rows)
+    found = collectives(step.lower(w, x).compile().as_text(), {"slice": 2, "fsdp": 8})
+    print(sum(one.bytes for one in found if one.axes == ("slice",)))
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, text=True, capture_output=True
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert int(ended.stdout.split()[-1]) == 1024 * 1024 * 4 // 8

@@ -15,6 +15,7 @@ COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     "collective-permute",
 )
+BETWEEN_SLICES = "xla_megascale_runtime"  # who moves what several slices send one another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ def collectives(text: str, mesh: Mapping[str, int], unsaid: int | None = None) -
     """What a module sends between devices, each computation as often as it is run.
 
     Parts of an asynchronous one share its channel, by which it is counted once; permutations have
-    no such parts, and share a channel where they are several.
+    no such parts, and share a channel where they are several. What TPUs send between slices stands
+    there as a transfer through the host, and counts as received along `slice`.
 
     Args:
       mesh: sizes of the axes by name, in the order of the devices.
@@ -64,6 +66,12 @@ def collectives(text: str, mesh: Mapping[str, int], unsaid: int | None = None) -
                 often = min(times, channels[key][1]) if key in channels else times
                 what = kind, axes_of(one, mesh)
                 channels[key] = what, often, size(result, main_memory=False)
+            elif BETWEEN_SLICES in one.rest and one.op == "recv":
+                kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
+                what = kind[1].lower().replace("_", "-") if kind else "recv", ("slice",)
+                if times is None:
+                    raise ValueError(f"How often {one.name} is run is not said.")
+                channels[one.name] = what, times, size(elements(one.type)[0], main_memory=False)
             if one.op == "while":
                 each = rounds(modules, one) or unsaid
                 walk(called(one, "body")[0], None if None in (times, each) else times * each)
