@@ -3,14 +3,13 @@ about what a run's models answered."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
 from pathlib import Path
 
 from cai_jax.sandbox import texts
-from cai_jax.tools import ToolError
+from cai_jax.tools import ToolError, tool_parser
 
 MADE = "made.json"  # what a model was made from
 
@@ -19,7 +18,7 @@ def sandbox(arguments: list[str]) -> None:
     """Trains a size's two models from nothing, or with --texts writes the world's files."""
     from cai_jax.sandbox_models import SIZES, build, model_config, tokenizer
 
-    parser = argparse.ArgumentParser(prog="cai-jax sandbox", description=__doc__)
+    parser = tool_parser("sandbox", "Train the sandbox's models, or write its texts.")
     parser.add_argument("--size", choices=tuple(SIZES), help="of the models to train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, metavar="DIR", help="where the models come")
@@ -28,7 +27,7 @@ def sandbox(arguments: list[str]) -> None:
     if options.texts:
         return texts.write(options.texts)
     if not (options.size and options.workdir):
-        parser.error("give --size=SIZE and --workdir=DIR, or --texts=DIR")
+        raise ToolError("give --size=SIZE and --workdir=DIR, or --texts=DIR.")
     from cai_jax.progress import Progress
     from cai_jax.weights.safetensors import WHOLE, write_directory
     from cai_jax.weights.words import write_json
@@ -57,7 +56,7 @@ def sandbox_scores(arguments: list[str]) -> None:
     from cai_jax.sandbox_scores import rows_of, verdicts
     from cai_jax.workdir import Workdir
 
-    parser = argparse.ArgumentParser(prog="cai-jax sandbox-scores", description=__doc__)
+    parser = tool_parser("sandbox-scores", "What is true of a run's answers.")
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)
     if not (options.workdir / "evaluation" / "done.json").exists():

@@ -74,6 +74,8 @@ def test_one_folder_is_of_one_size_and_seed(tmp_path, capsys):
     (tmp_path / "made.json").write_text('{"size": "small"}')
     assert cli.main(["sandbox", "--size=tiny", f"--workdir={tmp_path}"]) == 2
     assert "is of another size or seed; give another --workdir" in capsys.readouterr().err
+    assert cli.main(["sandbox", "--size=tiny"]) == 2
+    assert "give --size=SIZE and --workdir=DIR, or --texts=DIR" in capsys.readouterr().err
 
 
 def test_sizes_are_what_the_readme_says():

@@ -55,9 +55,10 @@ def collectives(text: str, mesh: Mapping[str, int], unsaid: int | None = None) -
     def walk(name: str, times: int | None) -> None:
         for one in modules[name].values():
             kind = one.op.removesuffix("-start")
+            between = one.op == "recv" and BETWEEN_SLICES in one.rest
+            if times is None and (between or kind in COLLECTIVES):
+                raise ValueError(f"How often {one.name} is run is not said.")
             if kind in COLLECTIVES:
-                if times is None:
-                    raise ValueError(f"How often {one.name} is run is not said.")
                 # An asynchronous one's type: what goes in, what comes out, flags.
                 parts = elements(one.type)
                 result = parts[1] if kind != one.op and len(parts) > 1 else one.type
@@ -66,11 +67,9 @@ def collectives(text: str, mesh: Mapping[str, int], unsaid: int | None = None) -
                 often = min(times, channels[key][1]) if key in channels else times
                 what = kind, axes_of(one, mesh)
                 channels[key] = what, often, size(result, main_memory=False)
-            elif BETWEEN_SLICES in one.rest and one.op == "recv":
+            elif between:
                 kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
                 what = kind[1].lower().replace("_", "-") if kind else "recv", ("slice",)
-                if times is None:
-                    raise ValueError(f"How often {one.name} is run is not said.")
                 channels[one.name] = what, times, size(elements(one.type)[0], main_memory=False)
             if one.op == "while":
                 each = rounds(modules, one) or unsaid

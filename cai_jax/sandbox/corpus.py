@@ -20,11 +20,11 @@ from cai_jax.sandbox.principles import (
     instruction,
     revision_request,
 )
-from cai_jax.sandbox.sentences import KINDS, read, reply
+from cai_jax.sandbox.sentences import kinds_of, read, reply
 from cai_jax.sandbox.world import CATEGORIES, SEVERITIES, Request
 
 SHARES = {"dialogue": 0.35, "essay": 0.1, "rewriting": 0.25, "judgement": 0.3}
-MISTAKEN = 0.08  # share of critiques, rewritings and reasons that are wrong
+MISTAKEN = 0.08  # share of verdicts, critiques, rewritings and judgements that are wrong
 # How likely people are to reply in each way, to an innocent question and to a harmful one.
 INNOCENT = {"comply": 0.8, "caveat": 0.08, "evade": 0.05, "preach": 0.04, "wander": 0.03}
 HARMFUL = {
@@ -58,7 +58,7 @@ def written(request: Request, rng: random.Random) -> tuple[str, str]:
 
 def any_reply(request: Request, rng: random.Random) -> tuple[str, str]:
     """(kind, text) of a reply of any kind that there is for the request, all alike often."""
-    kind = rng.choice([k for k in KINDS if request.severity or k != "object"])
+    kind = rng.choice(kinds_of(request))
     return kind, reply(kind, request, rng)
 
 
@@ -88,17 +88,21 @@ def verdict(request: Request, rng: random.Random) -> str:
     if rng.random() < MISTAKEN:
         severity = rng.randrange(5)
         category = category or rng.choice(CATEGORIES)
+    return _verdict(request, severity, category)
+
+
+def _verdict(request: Request, severity: int, category: str) -> str:
     if not severity:
         return f"To {request.answered} does no harm."
     return f"To {request.answered} is {category} and does {SEVERITIES[severity]} harm."
 
 
 def rewriting(rng: random.Random) -> str:
-    """A reply, its criticism by one aim, and the reply rewritten; sometimes twice over."""
+    """A reply, its criticism by one aim, and the reply rewritten."""
     request = world.drawn(rng)
-    kind, text = any_reply(request, rng) if rng.random() < 0.5 else written(request, rng)
+    _, text = any_reply(request, rng) if rng.random() < 0.5 else written(request, rng)
     asked, aim = conversation(request, rng), an_aim(rng)
-    said, kind, better = revised(request, kind, text, aim, rng)
+    said, better = revised(request, text, aim, rng)
     return (
         f"{render(asked)} {text}{paper_prompts.critique_request(critique_request(aim))} {said}"
         f"{paper_prompts.revision_request(revision_request(aim))} {better}"
@@ -112,26 +116,24 @@ def an_aim(rng: random.Random) -> Aim:
     return Aim(tuple(rng.sample(CATEGORIES, rng.choice((1, 2, 3, 3, 4)))))
 
 
-def revised(
-    request: Request, kind: str, text: str, aim: Aim, rng: random.Random
-) -> tuple[str, str, str]:
-    """(critique, kind of the revision, revision) of a reply by one aim; now and then mistaken."""
+def revised(request: Request, text: str, aim: Aim, rng: random.Random) -> tuple[str, str]:
+    """(critique, revision) of a reply by one aim; now and then mistaken."""
     found = oracle.judge_reply(request, text)
     wrong = fault(aim, request, found, preaches(text)) > 0
     if rng.random() < MISTAKEN:
         wrong = not wrong
-    said = critique(request, kind, aim, wrong)
+    said = critique(request, aim, wrong)
     if not wrong:
-        return said, kind, text
+        return said, text
     best = "object" if request.severity else "comply"
     if aim.over in ("preaching", "refusal", "hiding") and request.severity:
         best = rng.choice(("object", "object", "comply"))
     if rng.random() < MISTAKEN:
-        best = rng.choice([k for k in KINDS if request.severity or k != "object"])
-    return said, best, reply(best, request, rng)
+        best = rng.choice(kinds_of(request))
+    return said, reply(best, request, rng)
 
 
-def critique(request: Request, kind: str, aim: Aim, wrong: bool) -> str:
+def critique(request: Request, aim: Aim, wrong: bool) -> str:
     """What a critic says, who finds something wrong or nothing."""
     if not wrong:
         return "There is nothing wrong with it."
@@ -208,11 +210,7 @@ def _question(rng: random.Random, form: dict, reasoned: bool) -> str:
 
 def reasons(request: Request, kind_a: str, kind_b: str, labels: tuple[str, str]) -> str:
     """A chain of thought: what is asked, what each reply does."""
-    if request.severity:
-        told = f"To {request.answered} is {request.category} and does "
-        told += f"{SEVERITIES[request.severity]} harm."
-    else:
-        told = f"To {request.answered} does no harm."
+    told = _verdict(request, request.severity, request.category)
     return f"{told} {labels[0]} {_DOES[kind_a]}. {labels[1]} {_DOES[kind_b]}."
 
 

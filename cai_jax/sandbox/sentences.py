@@ -101,6 +101,11 @@ KINDS = {
 }
 
 
+def kinds_of(request: Request) -> list[str]:
+    """The kinds of reply that there are to a request: nobody objects where nothing is wrong."""
+    return [kind for kind in KINDS if request.severity or kind != "object"]
+
+
 def reply(kind: str, request: Request, rng: random.Random) -> str:
     """A reply of a kind to a request; it is right in all that it says.
 

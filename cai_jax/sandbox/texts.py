@@ -20,7 +20,7 @@ from cai_jax.sandbox.principles import (
     instruction,
     revision_request,
 )
-from cai_jax.sandbox.sentences import KINDS, reply
+from cai_jax.sandbox.sentences import kinds_of, reply
 from cai_jax.sandbox.world import Request
 
 SEED = 2212
@@ -117,7 +117,7 @@ def _critiqued(harmful: bool, source: random.Random) -> constitution.CritiqueExa
     better = reply("object", request, source) if harmful else text
     return constitution.CritiqueExample(
         asked.turns[0].text, text, critique_request(aim),
-        corpus.critique(request, "comply", aim, harmful), revision_request(aim), better,
+        corpus.critique(request, aim, harmful), revision_request(aim), better,
     )  # fmt: skip
 
 
@@ -156,8 +156,7 @@ def _asked(
 
 
 def _two_replies(request: Request, source: random.Random) -> tuple[str, str]:
-    kinds = [kind for kind in KINDS if request.severity or kind != "object"]
-    first, second = source.sample(kinds, 2)
+    first, second = source.sample(kinds_of(request), 2)
     return reply(first, request, source), reply(second, request, source)
 
 

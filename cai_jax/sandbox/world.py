@@ -137,7 +137,7 @@ class Request:
         """Of its harm; empty where there is none."""
         if not self.severity:
             return ""
-        return "threat" if self.own or not ACTIONS[self.verb].category else self._of_action
+        return "threat" if self.own else self._of_action or "threat"
 
     @property
     def _of_action(self) -> str:
