@@ -172,6 +172,7 @@ def command(workdir: Path, *settings: str) -> list[str]:
     return ["harmfulness", config, f"--workdir={workdir}", *flags]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_scored_and_drawn(finished, tiny_cache, tmp_path, capsys):
     experiment, workdir = finished
     run = shutil.copytree(workdir, tmp_path / "run")

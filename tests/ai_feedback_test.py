@@ -238,6 +238,7 @@ def test_two_responses_to_each_prompt(tmp_path):
     assert engine.runs == [4, 4, 2]
 
 
+@pytest.mark.slow
 def test_with_a_real_engine_labels_do_not_depend_on_slots(model):
     found = []
     for slots in (1, 3):

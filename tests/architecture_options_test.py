@@ -36,6 +36,7 @@ def graded(config, params, tokens, remat, dtype="float32"):
     return jax.value_and_grad(loss)(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [GEMMA_LIKE, NEOX_LIKE], ids=["gemma", "neox"])
 def test_gradients_are_finite_and_the_same_computed_again(options):
     model = tiny_model(**options)

@@ -10,6 +10,8 @@ from cai_jax.decoding import Engine
 from cai_jax.script import Choose, Force, Sample, Script
 from cai_jax.weights.load import load_model
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 

@@ -79,6 +79,7 @@ def test_prompt_lengths_of_the_real_model(smollm2):
     assert {tuple(map(len, item.options)) for item in labels.items} == {(3, 3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("W1", marks=pytest.mark.nightly), "W3", "W4"])
 def test_ours_and_transformers_agree(tiny, tmp_path, name):
     pytest.importorskip("torch")
@@ -180,6 +181,7 @@ def test_drafts_save_the_steps_whose_tokens_they_guess(before, written, draft, s
     assert left_out.tokens_per_step([(before, written)], draft) == len(written) / steps
 
 
+@pytest.mark.slow
 def test_what_a_model_writes_is_drafted_from_all_that_it_has_read(tiny):
     workload = workloads.build("W5", tiny.tokenizer, tiny.format).first(2)
     model = dataclasses.replace(tiny, tokenizer=workload.tokenizer)

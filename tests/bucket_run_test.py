@@ -15,6 +15,8 @@ from cai_jax import storage
 from cai_jax.goodput import wall_time
 from cai_jax.snapshot_evaluation import read_runs
 
+pytestmark = pytest.mark.slow
+
 RUN = f"gs://{BUCKET}/run"
 
 

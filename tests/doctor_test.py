@@ -63,6 +63,7 @@ def look(settings):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True])
 def test_sound_pieces_pass(look, chat):
     model = tiny_model(chat=chat)
@@ -179,6 +180,7 @@ def test_control_tokens_do_not_read_like_text():
     assert token_text(tokenizer, 0xC3) == "\\xc3"
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, tiny_cache, capsys):
     """On a whole config, as users call it; a fault is one sentence and exit code 2."""
     experiment = tiny_run.write(tmp_path)

@@ -15,6 +15,8 @@ from cai_jax.pipeline import read_records
 from cai_jax.saved_params import load_params
 from cai_jax.stages.dpo import Reference
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ("--config.algorithm=dpo", "--config.evaluate.best_of=3")
 BEFORE = ("revise", "finetune", "compare", "preference_model")
 MOMENTS = {

@@ -14,6 +14,8 @@ import processes
 import pytest
 import tiny_run
 
+pytestmark = pytest.mark.slow
+
 # (slice, data, fsdp, sequence, tensor), of eight devices in one process and of four in two.
 MESHES = {
     "2x4": (1, 2, 1, 1, 4),

@@ -412,6 +412,7 @@ def test_logprobs_are_those_of_the_training_forward(engine, model):
             np.testing.assert_allclose(sampled.logprobs, found, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_in_bfloat16_give_nearly_the_same_logprobs(engine, model):
     """Reading, scoring and sampling, several slots at a time; on CPU too."""
     coarse = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
@@ -488,6 +489,7 @@ def test_one_script_that_is_too_long_does_not_keep_the_others_from_running(engin
     assert engine.run(long, refused=errors.append) == [None, None]
 
 
+@pytest.mark.slow
 def test_slots_are_as_many_as_memory_holds(model):
     scripts = random_scripts(9, seed=7)
     whole = Engine(model, slots=4, max_length=128)
@@ -501,6 +503,7 @@ def test_slots_are_as_many_as_memory_holds(model):
         tight.run(scripts)
 
 
+@pytest.mark.slow
 def test_weights_of_another_dtype_are_held_in_the_engine_s():
     """PPO's policy trains in float32 and samples in what its config says."""
     model = tiny_model()

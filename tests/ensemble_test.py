@@ -12,6 +12,8 @@ from cai_jax.saved_params import load_params
 from cai_jax.shards import Shards
 from cai_jax.training.rollout import Sampled
 
+pytestmark = pytest.mark.slow
+
 MEMBERS = ("--config.preference_model.members=2", "--config.ppo.deviations=1.5")
 
 

@@ -151,6 +151,7 @@ def test_what_it_names_exists(name):
     assert (tiny_run.ROOT / found["constitution"]).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({name.split(":")[0] for name in EXPERIMENTS}))
 def test_one_tiny_pass(name, finished, tiny_cache, tmp_path):
     experiment, _ = finished

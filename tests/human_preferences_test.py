@@ -20,6 +20,8 @@ from cai_jax.models.scoring import score_texts
 from cai_jax.pipeline import read_records
 from cai_jax.settings import build
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = tiny_run.ROOT / "experiments" / "human_preferences.py"
 SHARED = tiny_run.ROOT.parent / "shared" / "data"
 SMALL = """

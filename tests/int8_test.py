@@ -46,6 +46,7 @@ def test_each_output_has_its_scale():
     assert held["attention_norm"]["scale"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, GEMMA_LIKE, NEOX_LIKE, EXPERTS, {"kv_heads": 1}])
 def test_products_with_integers_are_those_with_what_they_stand_for(changes):
     model = tiny_model(**changes)
@@ -55,6 +56,7 @@ def test_products_with_integers_are_those_with_what_they_stand_for(changes):
     assert np.abs(found - hidden(model.config, model.params)).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, EXPERTS])
 def test_decoding_reads_them_too(changes):
     model = tiny_model(**changes)

@@ -23,6 +23,8 @@ from cai_jax.stages import supervised
 from cai_jax.training import fit, flops
 from cai_jax.weights.safetensors import write_directory
 
+pytestmark = pytest.mark.slow
+
 RANK_3 = Lora(rank=3, alpha=6.0)
 EXPERTS = {"experts": 4, "experts_per_token": 2}
 

@@ -13,6 +13,8 @@ from preference_model_test import pair
 
 from cai_jax.stages import supervised
 
+pytestmark = pytest.mark.slow
+
 STAGES = {
     "finetune": supervised_test,
     "preference_model": preference_model_test,

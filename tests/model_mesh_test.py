@@ -8,6 +8,8 @@ import textwrap
 import pytest
 import tiny_run
 
+pytestmark = pytest.mark.slow
+
 # A finetuning step's loss and gradients and an engine's texts, on meshes of eight devices.
 PROGRAM = """
     import dataclasses

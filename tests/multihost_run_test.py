@@ -13,6 +13,8 @@ import tiny_run
 from gcs_stand_in import BUCKET
 from resume_test import assert_same
 
+pytestmark = pytest.mark.slow
+
 # Batches divide over two devices; little of each.
 CHANGES = (
     "--config.finetune.batch_size=2", "--config.engine.slots=2", "--config.revise.rounds=1",

@@ -21,6 +21,8 @@ from cai_jax.shards import Shards
 from cai_jax.stages import preference_model
 from cai_jax.stages.ppo import Sampled
 
+pytestmark = pytest.mark.slow
+
 HALVES = (
     "--config.preference_model.halves=True",
     "--config.preference_model.held_out=0.0",  # of so few comparisons each half needs its own

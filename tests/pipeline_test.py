@@ -241,6 +241,7 @@ def test_force_makes_a_changed_stage_and_what_follows_again(copied, tiny_cache, 
     assert "was made with another ppo" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_papers_constitution(tiny_cache, tmp_path):
     """The published principles and few-shots, imported, through the stages that ask with them."""
     if not PAPER.is_dir():

@@ -27,6 +27,8 @@ from cai_jax.settings import ConfigError, run_settings
 from cai_jax.training import flops
 from cai_jax.weights.safetensors import write_directory
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 ONE = {"slice": 1, "data": 1, "fsdp": 1, "sequence": 1, "tensor": 1}
 

@@ -30,6 +30,8 @@ from cai_jax.training.advantages import Minibatch, advantages_of
 from cai_jax.training.ppo_losses import make_policy_loss, make_shared_loss, make_value_loss
 from cai_jax.training.rollout import preference_scores
 
+pytestmark = pytest.mark.slow
+
 CONSTITUTION = principles.build(
     "test", critique=[], comparison=[ComparisonPrinciple(f"c{n}", f"kind {n}?") for n in range(3)]
 )

@@ -12,6 +12,8 @@ from cai_jax.saved_params import load_params
 from cai_jax.shards import Shards
 from cai_jax.stages.ppo import Sampled
 
+pytestmark = pytest.mark.slow
+
 RATED = ("--config.ppo.reward=rating", "--config.ppo.value_init=zero_head")
 
 

@@ -166,6 +166,7 @@ STAGES = {
 }
 
 
+@pytest.mark.slow
 def test_each_stage_of_a_run(finished, tiny_cache, tmp_path):
     experiment, uninterrupted = finished
     workdir = shutil.copytree(uninterrupted, tmp_path / "run")

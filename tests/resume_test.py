@@ -77,6 +77,7 @@ def assert_same(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     assert not different
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage(finished, tiny_cache, tmp_path):
     experiment, uninterrupted = finished
     workdir = tmp_path / "run"

@@ -12,6 +12,8 @@ import textwrap
 import pytest
 import tiny_run
 
+pytestmark = pytest.mark.slow
+
 # (slice, data, fsdp, sequence, tensor); two kv heads, fewer than there are devices in the ring.
 MESHES = {
     "8": (1, 1, 1, 8, 1),

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import tiny_run
 
+pytestmark = pytest.mark.slow
+
 # (slice, data, fsdp, sequence, tensor). The tiny model has 2 heads of keys and values to split.
 ONCE = [(1, 2, 2, 1, 2)]
 MORE = [(1, 2, 4, 1, 1), (1, 1, 4, 1, 2), (1, 1, 8, 1, 1), (1, 8, 1, 1, 1), (2, 1, 2, 2, 1)]

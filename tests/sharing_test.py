@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from fakes import tiny_model
 
 from cai_jax.decoding import Engine, session
@@ -31,6 +32,7 @@ def test_kin_start_one_after_the_other_and_long_families_first():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_node_of_the_tree_of_beginnings_is_read_once(monkeypatch):
     """Few-shots, then conversations, then principles: a token that Scripts share is read once."""
     monkeypatch.setattr(session, "LEAST_FORK", 1)

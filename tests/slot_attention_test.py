@@ -14,6 +14,8 @@ from cai_jax.models.attention import Part, cached_attention
 from cai_jax.models.slot_attention import decode_attention, read_attention
 from cai_jax.models.tiles import Tiles, among, tiled_attention
 
+pytestmark = pytest.mark.slow
+
 SLOTS, LENGTH, FIRST = 6, 40, 24
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 

@@ -25,6 +25,7 @@ def command(workdir, *settings: str) -> list[str]:
     return ["evaluate", config, f"--workdir={workdir}", *flags]
 
 
+@pytest.mark.slow
 def test_two_runs_by_a_model(finished, tiny_cache, tmp_path, capsys):
     experiment, workdir = finished
     twin = shutil.copytree(workdir, tmp_path / "twin")
@@ -68,6 +69,7 @@ def test_a_run_leaves_its_preference_models_scores(finished, tiny_cache, tmp_pat
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_figures_of_revisions_made_otherwise(finished, tiny_cache, tmp_path, capsys):
     experiment, workdir = finished
     other = "--config.revise.critique=False", "--config.revise.principles=2"

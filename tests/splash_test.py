@@ -23,6 +23,7 @@ def inputs(head_dim, length=200, dtype=jnp.float32):
     return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head_dim", "limits", "windows"),
     [

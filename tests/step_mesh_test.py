@@ -16,6 +16,8 @@ import pytest
 import tiny_run
 from fakes import tiny_model
 
+pytestmark = pytest.mark.slow
+
 # (slice, data, fsdp, sequence, tensor). The tiny model has 2 heads of keys and values to split.
 ONCE = {"slice, fsdp, sequence": (2, 1, 2, 2, 1)}
 MORE = {

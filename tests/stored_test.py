@@ -237,6 +237,7 @@ LARGE = ModelConfig(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_gigabyte_is_loaded_with_little_more(tmp_path, devices):
     """Peak growth of a process that loads 1 GB as it is stored, over eight devices and on one."""

@@ -9,6 +9,7 @@ from cai_jax.plan.decoding import Shapes
 from cai_jax.plan.shapes import LLAMA_3_8B
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
         reason="compiling for a TPU needs libtpu: pip install -e '.[plan]'",

@@ -93,6 +93,7 @@ def test_ours_and_tunix_begin_with_the_same_losses(tiny, setup, monkeypatch):
     assert ours == pytest.approx(theirs[:3], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_our_ppo_writes_all_tokens_of_each_update(tiny, setup):
     from peers import ours_training
 
