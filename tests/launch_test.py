@@ -4,12 +4,14 @@ import json
 import os
 import re
 import shutil
+import string
 import subprocess
 import sys
 from pathlib import Path
 
 import gcloud_stand_in
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("create", "setup", "launch", "status", "logs", "delete")
@@ -235,6 +237,50 @@ def test_the_stand_in_knows_the_grammar():
     assert "wrong number" in fault("create", [*asked, "--spot=yes"])
     assert "invalid value" in fault("ssh", ["x", "--worker=some"])
     assert "positional" in fault("delete", [])
+
+
+@pytest.mark.parametrize(
+    ("own", "whole", "expected", "requeued"),
+    [(0, 0, 0, False), (2, 143, 2, False), (1, 143, 143, True), (75, 75, 75, True)],
+)
+def test_slurm_queues_a_run_again_unless_a_task_says_what_to_mend(
+    tmp_path, own, whole, expected, requeued
+):
+    """`own` is what the task exits with, `whole` what srun makes of all tasks."""
+    asked = tmp_path / "asked"
+    for name, text in {
+        "srun": f'shift; "$@"; exit {whole}',
+        "cai-jax": f'echo "$*" >{asked}; exit {own}',
+        "scontrol": f'echo "$*" >{tmp_path}/requeued',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    ended = subprocess.run(
+        ["bash", str(ROOT / "tpu" / "slurm.sbatch"), "c.py", "runs/x", "--config.seed=1 2"],
+        env=environment, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == expected
+    assert asked.read_text() == "run --config=c.py --workdir=runs/x --config.seed=1 2\n"
+    assert (tmp_path / "requeued").exists() == requeued
+    assert not (tmp_path / "cai-7.mend").exists()
+
+
+def test_the_jobset_ends_where_something_has_to_be_mended():
+    text = string.Template((ROOT / "tpu" / "jobset.yaml").read_text())
+    told = text.safe_substitute(CAI_IMAGE="i", CAI_CONFIG="c.py", CAI_WORKDIR="/data/x")
+    jobset = yaml.safe_load(told)["spec"]
+    (failed,) = jobset["failurePolicy"]["rules"]
+    assert failed["action"] == "FailJobSet"
+    assert failed["onJobFailureReasons"] == ["PodFailurePolicy"]
+    (job,) = jobset["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    (rule,) = job["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"] == {"containerName": "cai", "operator": "In", "values": [2]}
+    assert [each["name"] for each in pod["containers"]] == ["cai"]
+    assert pod["restartPolicy"] == "Never"  # or a policy of exit codes is refused
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
