@@ -299,7 +299,13 @@ def _skipped(run: Run, name: str) -> None:
 
 
 def counter(bar: Stage) -> Callable[[float, int], None]:
-    return lambda done, total: bar.advance(done - bar.done)
+    """Shows what is done of a total, which may be more than was known when the stage began."""
+
+    def counted(done: float, total: int) -> None:
+        bar.total = total
+        bar.advance(done - bar.done)
+
+    return counted
 
 
 def stepper(bar: Stage, metric: str, name: str) -> Callable[[int, int, Any], None]:
