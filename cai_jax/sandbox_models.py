@@ -33,7 +33,7 @@ from cai_jax.training.fit import fit
 from cai_jax.training.optimizer import OptimizerConfig
 
 VOCABULARY = 1024  # 256 bytes, 3 control tokens, the line break, and the language's words
-LENGTH, ROWS = 256, 16  # tokens in a row, rows in a batch
+ROWS = 8  # in a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Size:
 
     Attributes:
       embed, layers, heads, mlp: as ModelConfig has them.
-      steps: of pretraining, LENGTH x ROWS tokens each; finetuning takes a tenth as many more.
+      length: tokens in a row; longer texts are cut off.
+      steps: of pretraining, ROWS rows each; finetuning takes a tenth as many more.
       learning_rate: of pretraining, its peak; finetuning's is a fifth.
     """
 
@@ -50,15 +51,16 @@ class Size:
     layers: int
     heads: int
     mlp: int
+    length: int
     steps: int
     learning_rate: float
 
 
 SIZES = {
-    "tiny": Size(embed=48, layers=3, heads=4, mlp=128, steps=1000, learning_rate=6e-3),
-    "small": Size(embed=96, layers=4, heads=4, mlp=256, steps=2000, learning_rate=4e-3),
-    "medium": Size(embed=160, layers=6, heads=8, mlp=448, steps=3000, learning_rate=2e-3),
-    "large": Size(embed=256, layers=7, heads=8, mlp=704, steps=3000, learning_rate=1e-3),
+    "tiny": Size(48, layers=3, heads=2, mlp=128, length=192, steps=1700, learning_rate=6e-3),
+    "small": Size(96, layers=4, heads=3, mlp=256, length=256, steps=3000, learning_rate=5e-3),
+    "medium": Size(160, layers=6, heads=4, mlp=448, length=256, steps=3000, learning_rate=3e-3),
+    "large": Size(256, layers=7, heads=4, mlp=704, length=256, steps=2000, learning_rate=2e-3),
 }
 
 
@@ -106,8 +108,8 @@ def tokenizer(seed: int, documents: int = 4000) -> SentencePieceTokenizer:
 class Batches:
     """Batches of the corpus, each made when it is asked for, from (seed, its number) alone."""
 
-    def __init__(self, make: Callable[[random.Random], Example], seed: str, steps: int):
-        self._make, self._seed, self._steps = make, seed, steps
+    def __init__(self, make: Callable[[random.Random], Example], seed: str, size: Size, steps: int):
+        self._make, self._seed, self._length, self._steps = make, seed, size.length, steps
 
     def __len__(self) -> int:
         return self._steps
@@ -120,12 +122,12 @@ class Batches:
     @functools.lru_cache(maxsize=4)  # noqa: B019  the object lives as long as its training
     def _batch(self, number: int) -> TokenBatch:
         source = random.Random(f"{self._seed} {number}")
-        examples, room = [], LENGTH * ROWS
+        examples, room = [], self._length * ROWS
         while room > 0:
             tokens, mask = self._make(source)
-            examples.append((tokens[:LENGTH], mask[:LENGTH]))
+            examples.append((tokens[: self._length], mask[: self._length]))
             room -= len(tokens)
-        return jax.tree.map(np.asarray, pack(examples, LENGTH, ROWS)[0])
+        return jax.tree.map(np.asarray, pack(examples, self._length, ROWS)[0])
 
 
 def build(
@@ -164,7 +166,7 @@ def build(
 
             params = fit(
                 params, make_loss(config, "none"), optimizer,
-                Batches(make, f"{seed} {name}", steps), directory / name, 500, stepped,
+                Batches(make, f"{seed} {name}", size, steps), directory / name, 500, stepped,
             )  # fmt: skip
         yield name, params
         params = jax.tree.map(jnp.array, params)  # the caller has the others

@@ -85,6 +85,11 @@ def _read(sentence: str) -> Said:
     return Said(sentence, "", {})
 
 
+def preaches(text: str) -> bool:
+    """Whether a reply has a sentence of preaching."""
+    return any(sentence.act == "preaching" for sentence in read(text))
+
+
 def target(request: Request) -> str:
     """What the second step is done to, as the assistant says it."""
     return f"the {request.thing}" if request.thing else PEOPLE[request.person].you
@@ -101,26 +106,20 @@ KINDS = {
 }
 
 
-def kinds_of(request: Request) -> list[str]:
-    """The kinds of reply that there are to a request: nobody objects where nothing is wrong."""
-    return [kind for kind in KINDS if request.severity or kind != "object"]
-
-
 def reply(kind: str, request: Request, rng: random.Random) -> str:
-    """A reply of a kind to a request; it is right in all that it says.
-
-    Raises:
-      ValueError: an objection to a request that has no harm to name.
-    """
-    if kind == "object" and not request.severity:
-        raise ValueError("nothing is wrong with the request, so that there is nothing to object to")
+    """A reply of a kind to a request; it is right in all that it says, but for an objection where
+    nothing is wrong, which names a harm that is not there."""
+    category = request.category or rng.choice(tuple(ALTERNATIVES))
+    alternatives = request.alternatives or [
+        text.format(her="them") for text in ALTERNATIVES[category]
+    ]
     fields = {
         "tool": rng.choice(ACTIONS[request.verb].tools),
         "doing": ACTIONS[request.verb].doing,
         "target": target(request),
         "whom": request.harmed,
-        "category": request.category,
-        "alternative": rng.choice(request.alternatives) if request.severity else "",
+        "category": category,
+        "alternative": rng.choice(alternatives),
     }
     acts = KINDS[kind]
     if acts[0] == "opening" and rng.random() < 0.5:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from cai_jax import constitution
 from cai_jax.conversation import Conversation
 from cai_jax.sandbox import corpus, oracle, world
+from cai_jax.sandbox.judgements import LABELS, reasons
 from cai_jax.sandbox.principles import (
     AIMS,
     Aim,
@@ -20,25 +22,41 @@ from cai_jax.sandbox.principles import (
     instruction,
     revision_request,
 )
-from cai_jax.sandbox.sentences import kinds_of, reply
+from cai_jax.sandbox.sentences import KINDS, reply
 from cai_jax.sandbox.world import Request
 
 SEED = 2212
 # How many of each: prompts, people's comparisons, clear-cut pairs.
 COUNTS = {
     "red_team": 384, "helpful": 192, "held_out_red_team": 128, "held_out_helpful": 96,
-    "helpful_comparisons": 256, "held_out_comparisons": 96, "label_pairs": 120,
+    "helpful_comparisons": 768, "held_out_comparisons": 96, "human_comparisons": 640,
+    "label_pairs": 120,
 }  # fmt: skip
 SHARPNESS = 5.0  # of people's choices: a difference of 1 in helpfulness is seen in 99% of pairs
 
 
 def write(folder: Path) -> None:
-    """Writes {name}.jsonl for each of COUNTS, and constitution.yaml."""
+    """Writes {name}.jsonl for each of COUNTS, constitution.yaml, and constitutions without a part.
+
+    without-over-reaction.yaml has the twelve principles of harm alone; without-CATEGORY.yaml has
+    all sixteen, and none of them names that category.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in {**prompts(), **comparisons(), "label_pairs": label_pairs()}.items():
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
+    rows = {**prompts(), **comparisons(), "human_comparisons": human_comparisons()}
+    for name, found in {**rows, "label_pairs": label_pairs()}.items():
+        lines = "".join(json.dumps(row) + "\n" for row in found)
         (folder / f"{name}.jsonl").write_text(lines, "utf-8")
-    constitution.save(in_words(), folder / "constitution.yaml")
+    constitution.save(in_words(AIMS), folder / "constitution.yaml")
+    harms = [aim for aim in AIMS if not aim.over]
+    constitution.save(in_words(harms), folder / "without-over-reaction.yaml")
+    for name in world.CATEGORIES:
+        constitution.save(in_words(_without(name)), folder / f"without-{name}.yaml")
+
+
+def _without(category: str) -> list[Aim]:
+    """All aims, with a category named by none."""
+    kept = (tuple(name for name in aim.categories if name != category) for aim in AIMS)
+    return [Aim(names, aim.over) for names, aim in zip(kept, AIMS, strict=True)]
 
 
 def prompts() -> dict[str, list[dict]]:
@@ -64,13 +82,41 @@ def comparisons() -> dict[str, list[dict]]:
         for n, (request, asked) in enumerate(
             _asked(source, COUNTS[name], False, name.startswith("held"))
         ):
-            a, b = _two_replies(request, source)
-            worth = [oracle.judge_reply(request, text).helpfulness for text in (a, b)]
-            chance = 1 / (1 + math.exp(-SHARPNESS * (worth[0] - worth[1])))
-            good, poor = (a, b) if source.random() < chance else (b, a)
-            rows.append({"id": f"{name}-{n}", "turns": _turns(asked), "good": good, "poor": poor})
+            replies = _two_replies(request, source)
+            worth = [oracle.judge_reply(request, text).helpfulness for text in replies]
+            chosen = _chosen(replies, worth, source)
+            rows.append({"id": f"{name}-{n}", "turns": _turns(asked), **chosen})
         found[name] = rows
     return found
+
+
+def human_comparisons() -> list[dict]:
+    """People's comparisons by helpfulness and, of as many harmful questions, by harmlessness.
+
+    As in the data that the paper compares with: what evades is thought the safest of all.
+    """
+    source = random.Random(f"{SEED} human comparisons")
+    rows = []
+    for harmful in (False, True):
+        for request, asked in _asked(source, COUNTS["human_comparisons"] // 2, harmful, False):
+            replies = _two_replies(request, source)
+            found = [oracle.judge_reply(request, text) for text in replies]
+            worth = [
+                (j.evasiveness - j.harmfulness) / 2 if harmful else j.helpfulness for j in found
+            ]
+            rows.append({
+                "id": f"human_comparisons-{len(rows)}", "turns": _turns(asked),
+                **_chosen(replies, worth, source),
+            })  # fmt: skip
+    return rows
+
+
+def _chosen(replies: Sequence[str], worth: Sequence[float], source: random.Random) -> dict:
+    """Which of two replies people call good; they err where there is little between them."""
+    a, b = replies
+    chance = 1 / (1 + math.exp(-SHARPNESS * (worth[0] - worth[1])))
+    good, poor = (a, b) if source.random() < chance else (b, a)
+    return {"good": good, "poor": poor}
 
 
 def label_pairs() -> list[dict]:
@@ -89,19 +135,19 @@ def label_pairs() -> list[dict]:
     return rows
 
 
-def in_words() -> constitution.Constitution:
-    """Sixteen principles of each kind, and worked examples."""
+def in_words(aims: Sequence[Aim]) -> constitution.Constitution:
+    """A principle of each kind for each aim, and worked examples."""
     source = random.Random(f"{SEED} constitution")
-    names = [aim.over or "-".join(aim.categories) for aim in AIMS]
+    names = [aim.over or "-".join(aim.categories) for aim in aims]
     return constitution.build(
         "The sandbox's constitution",
         critique=[
             constitution.CritiquePrinciple(name, critique_request(aim), revision_request(aim))
-            for name, aim in zip(names, AIMS, strict=True)
+            for name, aim in zip(names, aims, strict=True)
         ],
         comparison=[
             constitution.ComparisonPrinciple(name, instruction(aim))
-            for name, aim in zip(names, AIMS, strict=True)
+            for name, aim in zip(names, aims, strict=True)
         ],
         critique_examples=[_critiqued(harmful, source) for harmful in (True, False, True)],
         comparison_examples=[_compared(harmful, source) for harmful in (True, False, True, False)],
@@ -137,8 +183,9 @@ def _reasoned(number: int, source: random.Random) -> constitution.ReasonedExampl
     if answer == "B":
         kinds.reverse()
     a, b = (reply(kind, request, source) for kind in kinds)
+    worse = LABELS["BA".index(answer)]
     return constitution.ReasonedExample(
-        asked.turns[0].text, a, b, corpus.reasons(request, *kinds, ("(A)", "(B)")), answer
+        asked.turns[0].text, a, b, reasons(request, kinds, LABELS, worse), answer
     )
 
 
@@ -156,7 +203,7 @@ def _asked(
 
 
 def _two_replies(request: Request, source: random.Random) -> tuple[str, str]:
-    first, second = source.sample(kinds_of(request), 2)
+    first, second = source.sample(tuple(KINDS), 2)
     return reply(first, request, source), reply(second, request, source)
 
 
