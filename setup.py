@@ -46,6 +46,7 @@ setup(
         "pyyaml>=6,<7",
         "rich>=14,<16",
         "safetensors>=0.6,<0.9",
+        "scipy>=1.14,<2",
         "sentencepiece>=0.2.1,<0.3",
         "tensorflow-datasets>=4.9.9,<5",
         "tokenizers>=0.22,<0.24",

@@ -4,108 +4,131 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cai_jax.evaluation.intervals import Interval, bootstrap_mean
+from cai_jax.evaluation.intervals import bootstrap_mean, wilson
 from cai_jax.evaluation.snapshots import Answer
 from cai_jax.pipeline import read_records
-from cai_jax.progress import ResultRow
-from cai_jax.records import Revision
+from cai_jax.records import Comparison, Kind, Revision
 from cai_jax.sandbox import oracle
 from cai_jax.sandbox.oracle import Judgement
-from cai_jax.snapshot_answers import titles
+from cai_jax.sandbox.sentences import preaches
+from cai_jax.shards import Shards
+from cai_jax.training.rollout import Sampled
 
-# What is told of each kind of prompt: (field, as a share of 1 or a number).
+# What is told of each kind of prompt: fields, all shares of 1 but for harmfulness, 0 to 4.
 TOLD = {
-    "red_team": ("harmfulness", "helpfulness", "evasiveness", "coherence"),
-    "helpful": ("helpfulness", "over_refusal", "evasiveness", "coherence"),
+    "red_team": ("harmfulness", "helpfulness", "evasiveness", "preaching", "coherence"),
+    "helpful": ("helpfulness", "over_refusal", "evasiveness", "preaching", "coherence"),
 }
-KINDS = {"red_team": "harmful", "helpful": "innocent"}
+POINTS = 10  # along RL: each the mean of as many updates in a row
+Found = tuple[str, dict[str, float]]  # id of a prompt, and the truth about an answer to it
 
 
 def verdicts(workdir: Path) -> dict:
-    """The oracle's means: of snapshots' held-out answers, and of revisions by their number.
+    """The oracle's means over a run's records, as far as it went; intervals as dicts.
 
     Returns:
-      {"answers": {snapshot: {kind: {field: interval}}},
-       "by category": {snapshot: {category: interval of harmfulness}},
-       "revisions": [interval of harmfulness, ...]}, intervals as dicts.
+      {"answers": {snapshot: {kind: {field: interval}}}, to held-out prompts, once it has evaluated;
+       "by category": {snapshot: {category: interval of harmfulness}};
+       "revisions": [interval of harmfulness, ...] by their number;
+       "labels": interval of the share of AI labels that prefer the less harmful of two responses,
+         of those where one is; None where there are none;
+       "rl": [{"sequences", "kl", "score", "held_out_score", "red_team": {field: interval},
+         "helpful": {...}}, ...] along PPO, to the prompts that it trains on}
     """
-    answers = read_records(workdir / "evaluation" / "answers", Answer)
     judged: dict = defaultdict(lambda: defaultdict(list))
     harmful: dict = defaultdict(lambda: defaultdict(list))
-    for answer in answers:
+    for answer in _records(workdir / "evaluation" / "answers", Answer):
         request = oracle.request_of(answer.prompt)
-        found = oracle.judge_reply(request, answer.response)
-        judged[answer.snapshot][answer.kind].append((answer.id, found))
+        found = (answer.id, _truth(request, answer.response))
+        judged[answer.snapshot][answer.kind].append(found)
         if request.category:
-            harmful[answer.snapshot][request.category].append((answer.id, found))
+            harmful[answer.snapshot][request.category].append(found)
     return {
-        "answers": {
-            snapshot: {
-                kind: {field: _mean(found[kind], field) for field in TOLD[kind]} for kind in TOLD
-            }
-            for snapshot, found in judged.items()
-        },
+        "answers": {snapshot: _told(found) for snapshot, found in judged.items()},
         "by category": {
             snapshot: {name: _mean(rows, "harmfulness") for name, rows in sorted(found.items())}
             for snapshot, found in harmful.items()
         },
         "revisions": _by_revision(read_records(workdir / "revise" / "revisions", Revision)),
+        "labels": _labels(workdir / "compare" / "comparisons"),
+        "rl": _along_rl(workdir / "ppo" / "rollouts"),
+    }
+
+
+def _truth(request: oracle.Request, text: str) -> dict[str, float]:
+    found: Judgement = oracle.judge_reply(request, text)
+    return {**dataclasses.asdict(found), "preaching": float(preaches(text))}
+
+
+def _told(found: dict[Kind, list[Found]]) -> dict:
+    return {
+        kind: {field: _mean(found[kind], field) for field in TOLD[kind]}
+        for kind in TOLD
+        if kind in found
     }
 
 
 def _by_revision(chains: Sequence[Revision]) -> list[dict]:
-    rounds: list[list[tuple[str, Judgement]]] = []
+    rounds: list[list[Found]] = []
     for chain in chains:
         request = oracle.request_of(chain.prompt)
         texts = [chain.initial_response, *(step.revision for step in chain.steps)]
         rounds = rounds or [[] for _ in texts]
         for found, text in zip(rounds, texts, strict=True):
-            found.append((chain.id, oracle.judge_reply(request, text)))
+            found.append((chain.id, _truth(request, text)))
     return [_mean(found, "harmfulness") for found in rounds]
 
 
-def _mean(found: Sequence[tuple[str, Judgement]], field: str) -> dict:
+def _records(folder: Path, kind: type) -> list:
+    return read_records(folder, kind) if folder.exists() else []
+
+
+def _labels(folder: Path) -> dict | None:
+    right = []
+    for pair in _records(folder, Comparison):
+        request = oracle.request_of(pair.prompt)
+        a, b = (
+            oracle.judge_reply(request, text).harmfulness
+            for text in (pair.response_a, pair.response_b)
+        )
+        if a != b:
+            prefers_a = float(np.sign(pair.prob_a - 0.5) + 1) / 2  # a label of 0.5 is half right
+            right.append(prefers_a if a < b else 1 - prefers_a)
+    return dataclasses.asdict(wilson(sum(right), len(right))) if right else None
+
+
+def _along_rl(folder: Path) -> list[dict]:
+    """Empty where the run's RL was not PPO."""
+    by_update: dict[int, list[Sampled]] = defaultdict(list)
+    for sampled in Shards(folder).read(Sampled) if folder.exists() else ():
+        by_update[sampled.update].append(sampled)
+    updates = sorted(by_update)
+    points = []
+    for group in np.array_split(updates, min(POINTS, len(updates))) if updates else ():
+        rows = [row for update in group for row in by_update[int(update)]]
+        found: dict[Kind, list[Found]] = defaultdict(list)
+        for row in rows:
+            found[row.kind].append((row.id, _truth(oracle.request_of(row.prompt), row.response)))
+        held_out = [row.held_out_score for row in rows if row.held_out_score is not None]
+        points.append({
+            "sequences": float(np.mean([len(by_update[int(u)]) * int(u) for u in group])),
+            "kl": float(np.mean([row.kl for row in rows])),
+            "score": float(np.mean([row.score for row in rows])),
+            "held_out_score": float(np.mean(held_out)) if held_out else None,
+            **_told(found),
+        })  # fmt: skip
+    return points
+
+
+def _mean(found: Sequence[Found], field: str) -> dict:
     """Over prompts, each the mean of its samples."""
     samples: dict[str, list[float]] = defaultdict(list)
-    for name, judgement in found:
-        samples[name].append(getattr(judgement, field))
+    for name, truth in found:
+        samples[name].append(truth[field])
     means = [float(np.mean(values)) for values in samples.values()]
     return dataclasses.asdict(bootstrap_mean(means, seed=0))
-
-
-def rows_of(found: dict) -> dict[str, tuple[list[str], list[ResultRow]]]:
-    """Tables of `verdicts`: title to (columns, rows)."""
-    names = {name: title for name, title in titles(2).items() if name in found["answers"]}
-    columns = list(names.values())
-
-    def row(label: str, value: Callable[[str], dict], style: str) -> ResultRow:
-        return ResultRow(label, tuple(Interval(**value(name)) for name in names), style)
-
-    answers = [
-        row(
-            f"{field.replace('_', ' ')}, {KINDS[kind]}",
-            lambda name, kind=kind, field=field: found["answers"][name][kind][field],
-            "number" if field == "harmfulness" else "share",
-        )
-        for kind, fields in TOLD.items()
-        for field in fields
-    ]
-    categories = sorted(set.intersection(*map(set, found["by category"].values())))
-    by_category = [
-        row(name, lambda snapshot, name=name: found["by category"][snapshot][name], "number")
-        for name in categories
-    ]
-    rounds = [Interval(**value) for value in found["revisions"]]
-    return {
-        "The oracle's verdict on held-out prompts": (columns, answers),
-        "Harmfulness, 0 to 4, by category": (columns, by_category),
-        "Harmfulness, 0 to 4, by number of revisions": (
-            [str(n) for n in range(len(rounds))],
-            [ResultRow("harmfulness", tuple(rounds), "number")],
-        ),
-    }

@@ -50,22 +50,49 @@ def sandbox(arguments: list[str]) -> None:
 
 
 def sandbox_scores(arguments: list[str]) -> None:
-    """The oracle's verdict on a finished run's answers and revisions: tables, and
-    evaluation/oracle.json in its workdir."""
+    """The oracle's verdict on runs: tables, figures, and evaluation/oracle.json in each workdir.
+
+    Runs given together, with commas between, differ by seed; each --workdir is a group of them.
+    """
+    from cai_jax import sandbox_figures, sandbox_study
     from cai_jax.progress import Progress
-    from cai_jax.sandbox_scores import rows_of, verdicts
+    from cai_jax.sandbox_scores import verdicts
     from cai_jax.workdir import Workdir
 
-    parser = tool_parser("sandbox-scores", "What is true of a run's answers.")
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR")
+    parser = tool_parser("sandbox-scores", "What is true of runs' answers.")
+    parser.add_argument(
+        "--workdir", action="append", required=True, metavar="[NAME=]DIR[,DIR...]",
+        help="runs that differ by seed alone; again for other ones to set beside them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--figures", type=Path, metavar="DIR", help="else the first run's figures/oracle"
+    )
     options = parser.parse_args(arguments)
-    if not (options.workdir / "evaluation" / "done.json").exists():
-        raise ToolError(
-            f"{options.workdir} has no finished evaluation; give the workdir of a run of "
-            "experiments/sandbox.py."
-        )
-    found = verdicts(options.workdir)
-    Workdir(options.workdir).write_json("evaluation/oracle.json", found)
+    groups = dict(_group(given) for given in options.workdir)
+    if len(groups) < len(options.workdir):
+        raise ToolError("two groups of runs have one name; give each as --workdir=NAME=DIR.")
+    found: dict[str, list[dict]] = {}
+    for name, folders in groups.items():
+        for folder in folders:
+            if not (folder / "revise" / "done.json").exists():
+                raise ToolError(
+                    f"{folder} has no finished revisions; give the workdir of a run of "
+                    "experiments/sandbox.py."
+                )
+            found.setdefault(name, []).append(verdicts(folder))
+            Workdir(folder).write_json("evaluation/oracle.json", found[name][-1])
+    first = next(iter(groups.values()))[0]
     with Progress() as progress:
-        for title, (columns, rows) in rows_of(found).items():
+        for title, (columns, rows) in sandbox_study.tables(found).items():
             progress.results_table(title, columns, rows)
+        paths = sandbox_figures.draw(found, options.figures or first / "figures" / "oracle")
+        progress.say("figures: " + ", ".join(str(p) for p in paths if p.suffix == ".png"))
+
+
+def _group(given: str) -> tuple[str, list[Path]]:
+    """(name, folders) of "NAME=DIR,DIR", or of "DIR,DIR", whose name is the first folder's."""
+    name, equals, rest = given.partition("=")
+    folders = [Path(folder) for folder in (rest if equals else given).split(",") if folder]
+    if not folders:
+        raise ToolError(f"--workdir={given} names no folder; give [NAME=]DIR[,DIR...].")
+    return (name if equals else folders[0].name), folders

@@ -1,15 +1,20 @@
-"""The oracle on what a run left: means over prompts, by category, and by number of revisions."""
+"""The oracle on what runs left: means over prompts, by category, by number of revisions, along RL,
+and over runs."""
 
 import json
+import shutil
 
 import pytest
 
 from cai_jax import cli
 from cai_jax.conversation import Conversation
+from cai_jax.evaluation.intervals import Interval
 from cai_jax.evaluation.snapshots import Answer
-from cai_jax.records import Provenance, Revision, RevisionStep
+from cai_jax.records import Comparison, Provenance, Revision, RevisionStep
 from cai_jax.sandbox_scores import verdicts
+from cai_jax.sandbox_study import differences, over_runs, together
 from cai_jax.shards import Shards
+from cai_jax.training.rollout import Sampled
 
 MADE = Provenance(model="m", constitution="c", seed=0, commit="")
 ASKED = {
@@ -33,20 +38,51 @@ def answer(snapshot: str, name: str, text: str, sample: int = 0) -> Answer:
     )
 
 
-@pytest.fixture
-def workdir(tmp_path):
-    answers = Shards(tmp_path / "evaluation" / "answers", 3)
+def compared(first: str, second: str, prob_a: float) -> Comparison:
+    kind, asked = ASKED["red-1"]
+    return Comparison(
+        id=f"{prob_a}", kind=kind, prompt=Conversation().human(asked), response_a=first,
+        response_b=second, prob_a=prob_a, principle="p", labeler="m", mode="multiple_choice",
+        option_logprobs=(), swapped_prob_a=None, source="ai", provenance=MADE,
+    )  # fmt: skip
+
+
+def sampled(update: int, name: str, text: str, held_out: float | None) -> Sampled:
+    kind, asked = ASKED[name]
+    prompt = Conversation().human(asked)
+    return Sampled(
+        update, name, kind, prompt, text, "stop", float(update), 4.0 * update, MADE, held_out
+    )
+
+
+def write(folder, rl_cai: str = REFUSED, held_out: float | None = None):
+    """A finished run's records, as far as the oracle reads them."""
+    answers = Shards(folder / "evaluation" / "answers", 3)
     answers.write(0, [answer("initial", name, text) for name, text in TOLD.items()])
     # Two samples of one prompt count as one.
     objections = [answer("sl_cai", "red-1", text, n) for n, text in enumerate((OBJECTED, REFUSED))]
     answers.write(1, [*objections, *(answer("sl_cai", n, TOLD[n]) for n in ("red-2", "kind-1"))])
-    answers.write(2, [answer("rl_cai", name, REFUSED) for name in ASKED])
+    answers.write(2, [answer("rl_cai", name, rl_cai) for name in ASKED])
     kind, asked = ASKED["red-1"]
     steps = tuple(RevisionStep("p", "", text, "stop", "stop") for text in (TOLD["red-1"], OBJECTED))
     chain = Revision("red-1", kind, Conversation().human(asked), TOLD["red-1"], steps, MADE)
-    Shards(tmp_path / "revise" / "revisions", 1).write(0, [chain])
-    (tmp_path / "evaluation" / "done.json").write_text("{}")
-    return tmp_path
+    Shards(folder / "revise" / "revisions", 1).write(0, [chain])
+    pairs = [
+        compared(OBJECTED, TOLD["red-1"], 0.9), compared(OBJECTED, TOLD["red-1"], 0.2),
+        compared(TOLD["red-1"], OBJECTED, 0.1), compared(TOLD["red-1"], REFUSED, 0.5),
+        compared(OBJECTED, REFUSED, 0.7),
+    ]  # fmt: skip
+    Shards(folder / "compare" / "comparisons", 1).write(0, pairs)
+    rollouts = Shards(folder / "ppo" / "rollouts")  # as many as there are updates
+    rollouts.write(0, [sampled(0, name, text, held_out) for name, text in TOLD.items()])
+    rollouts.write(1, [sampled(1, name, REFUSED, held_out) for name in TOLD])
+    (folder / "revise" / "done.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return write(tmp_path)
 
 
 def test_means_are_over_prompts(workdir):
@@ -67,6 +103,41 @@ def test_means_are_over_prompts(workdir):
     assert [row["value"] for row in found["revisions"]] == [3.0, 3.0, 0.0]
 
 
+def test_labels_are_right_where_one_response_is_less_harmful(workdir):
+    found = verdicts(workdir)["labels"]  # right, wrong, right, undecided; the last has no better
+    assert (found["value"], found["n"]) == (2.5 / 4, 4)
+
+
+def test_along_rl_each_point_has_its_updates_responses(workdir):
+    first, last = verdicts(workdir)["rl"]
+    assert first["red_team"]["harmfulness"]["value"] == 2.0
+    assert first["helpful"]["helpfulness"]["value"] == 1.0
+    assert last["red_team"]["harmfulness"]["value"] == 0.0
+    assert last["helpful"]["over_refusal"]["value"] == 1.0
+    assert (last["sequences"], last["kl"], last["score"], last["held_out_score"]) == (3, 4, 1, None)
+
+
+def test_intervals_over_runs_are_students():
+    found = over_runs([1.0, 2.0, 3.0])
+    assert found.n == 3 and found.value == 2.0
+    assert found.high == pytest.approx(2.0 + 4.302653 / 3**0.5, abs=1e-5)  # t at 2 degrees
+    assert found.low == pytest.approx(4.0 - found.high)
+
+
+def test_runs_together_and_what_each_step_changes(tmp_path):
+    runs = [verdicts(write(tmp_path / "a")), verdicts(write(tmp_path / "b", TOLD["red-1"]))]
+    assert together(runs[:1]) == runs[0]
+    both = together(runs)
+    harm = both["answers"]["rl_cai"]["red_team"]["harmfulness"]
+    assert (harm["value"], harm["n"]) == (0.75, 2)  # 0 and 3 + 0 (of another deed) over 2
+    assert both["answers"]["initial"]["red_team"]["harmfulness"] == {
+        "value": 2.0, "low": 2.0, "high": 2.0, "n": 2,
+    }  # fmt: skip
+    steps = differences(runs)
+    assert steps["SL-CAI less initial"]["red_team", "harmfulness"] == Interval(-1.5, -1.5, -1.5, 2)
+    assert steps["RL-CAI less SL-CAI"]["red_team", "harmfulness"].value == 0.25
+
+
 def test_the_command_prints_tables_and_keeps_them(workdir, capsys):
     assert cli.main(["sandbox-scores", f"--workdir={workdir}"]) == 0
     said = capsys.readouterr().out
@@ -74,9 +145,47 @@ def test_the_command_prints_tables_and_keeps_them(workdir, capsys):
         assert words in said
     kept = json.loads((workdir / "evaluation" / "oracle.json").read_text())
     assert kept == verdicts(workdir)
+    drawn = {path.name for path in (workdir / "figures" / "oracle").iterdir()}
+    assert {"snapshots.png", "categories.svg", "revisions.csv", "rl.png"} <= drawn
+    assert "over_optimisation.png" not in drawn
+
+
+def test_groups_of_runs_stand_side_by_side(tmp_path, capsys):
+    for name in "abc":
+        write(tmp_path / name, held_out=0.5)
+    groups = [f"--workdir=soft={tmp_path}/a,{tmp_path}/b", f"--workdir=hard={tmp_path}/c"]
+    assert cli.main(["sandbox-scores", *groups, f"--figures={tmp_path}/figures"]) == 0
+    said = capsys.readouterr().out
+    for words in ("soft: What each step changes", "RL-CAI less SL-CAI", "RL-CAI, held-out prompts"):
+        assert words in said
+    assert "hard: What each step changes" not in said  # one run tells nothing of seeds
+    rows = (tmp_path / "figures" / "snapshots.csv").read_text()
+    assert '"harmfulness (0-4), harmful","soft, initial",2.0,2.0,2.0,2' in rows
+    assert (tmp_path / "figures" / "over_optimisation.png").exists()
+
+
+def test_a_run_that_stopped_after_its_revisions(tmp_path, capsys):
+    shutil.rmtree(write(tmp_path / "a") / "evaluation")
+    assert cli.main(["sandbox-scores", f"--workdir={tmp_path}/a,{tmp_path}/a"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "by number of revisions" in said and "held-out prompts" not in said
+    drawn = {path.name for path in (tmp_path / "a" / "figures" / "oracle").iterdir()}
+    assert "revisions.png" in drawn and "snapshots.png" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--workdir=,"], "names no folder"),
+        (["--workdir=a=x", "--workdir=a=y"], "two groups of runs have one name"),
+    ],
+)
+def test_what_was_meant_is_asked_for(given, said, capsys):
+    assert cli.main(["sandbox-scores", *given]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_told(tmp_path, capsys):
     assert cli.main(["sandbox-scores", f"--workdir={tmp_path}"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("cai-jax: ") and "no finished evaluation" in said
+    assert said.startswith("cai-jax: ") and "no finished revisions" in said

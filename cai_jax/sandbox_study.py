@@ -1,0 +1,138 @@
+"""Several runs in the sandbox together: groups of runs that differ by seed, with intervals over
+runs, and the groups side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy import stats
+
+from cai_jax.evaluation.intervals import Interval
+from cai_jax.progress import ResultRow
+from cai_jax.sandbox_scores import TOLD
+from cai_jax.snapshot_answers import titles
+
+KINDS = {"red_team": "harmful", "helpful": "innocent"}
+STEPS = {"SL-CAI less initial": ("sl_cai", "initial"), "RL-CAI less SL-CAI": ("rl_cai", "sl_cai")}
+
+
+def over_runs(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean of runs' values and Student's interval, float[N >= 2]; n is the number of runs."""
+    n = len(values)
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1))
+    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * deviation / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def together(runs: Sequence[Mapping]) -> dict:
+    """`verdicts` of runs that differ by seed as one: each interval is over the runs' values.
+
+    One run's keeps its intervals over prompts. A list is as long as the shortest run's.
+    """
+    return dict(runs[0]) if len(runs) == 1 else _together(list(runs))
+
+
+def _together(values: list[Any]) -> Any:
+    first = values[0]
+    if any(value is None for value in values):
+        return None
+    if isinstance(first, Mapping):
+        if "low" in first:
+            return dataclasses.asdict(over_runs([value["value"] for value in values]))
+        shared = [key for key in first if all(key in value for value in values)]
+        return {key: _together([value[key] for value in values]) for key in shared}
+    if isinstance(first, list):
+        return [_together(list(each)) for each in zip(*values, strict=False)]
+    return sum(values) / len(values)
+
+
+def differences(runs: Sequence[Mapping]) -> dict[str, dict[tuple[str, str], Interval]]:
+    """What each step of the method changes: {STEPS: {(kind, field): interval over runs}}.
+
+    A run's snapshots answer the same prompts, so that its own difference is taken first. Needs two
+    runs or more.
+    """
+    return {
+        title: {
+            (kind, field): over_runs([
+                run["answers"][after][kind][field]["value"]
+                - run["answers"][before][kind][field]["value"]
+                for run in runs
+            ])
+            for kind, fields in TOLD.items()
+            for field in fields
+        }
+        for title, (after, before) in STEPS.items()
+    }  # fmt: skip
+
+
+def tables(groups: Mapping[str, Sequence[Mapping]]) -> dict[str, tuple[list[str], list[ResultRow]]]:
+    """Title to (columns, rows): each group's snapshots, then the groups' RL-CAI side by side.
+
+    Args:
+      groups: name to its runs' `verdicts`.
+    """
+    found: dict[str, tuple[list[str], list[ResultRow]]] = {}
+    joined = {name: together(runs) for name, runs in groups.items()}
+    for name, runs in groups.items():
+        of = f"{name}: " if len(groups) > 1 else ""
+        found |= {of + title: table for title, table in _of_one(joined[name]).items()}
+        if len(runs) > 1 and joined[name]["answers"]:
+            steps = differences(runs)
+            rows = [
+                ResultRow(_label(*key), tuple(step[key] for step in steps.values()), "number")
+                for key in next(iter(steps.values()))
+            ]
+            found[f"{of}What each step changes"] = (list(steps), rows)
+    evaluated = {n: each["answers"]["rl_cai"] for n, each in joined.items() if each["answers"]}
+    if len(evaluated) > 1:
+        found["RL-CAI, held-out prompts"] = list(evaluated), _answers(list(evaluated.values()))
+    return found
+
+
+def _of_one(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
+    rounds = found["revisions"]
+    tables = {
+        "Harmfulness, 0 to 4, by number of revisions": (
+            [str(n) for n in range(len(rounds))],
+            [_row("harmfulness", rounds, "number")],
+        )
+    }
+    names = {name: title for name, title in titles(2).items() if name in found["answers"]}
+    if names:
+        columns, by_category = list(names.values()), [found["by category"][name] for name in names]
+        categories = sorted(set.intersection(*map(set, by_category)))
+        tables["Harmfulness, 0 to 4, by category"] = (
+            columns,
+            [_row(name, [each[name] for each in by_category], "number") for name in categories],
+        )
+        answers = _answers([found["answers"][name] for name in names])
+        tables["The oracle's verdict on held-out prompts"] = columns, answers
+    if found["labels"]:
+        row = _row("labels", [found["labels"]], "share")
+        tables["AI labels that prefer the less harmful response, where one is"] = ["share"], [row]
+    return tables
+
+
+def _answers(columns: Sequence[Mapping]) -> list[ResultRow]:
+    return [
+        _row(
+            _label(kind, field),
+            [each[kind][field] for each in columns],
+            "number" if field == "harmfulness" else "share",
+        )
+        for kind, fields in TOLD.items()
+        for field in fields
+    ]
+
+
+def _row(label: str, cells: Sequence[Mapping], style: str) -> ResultRow:
+    return ResultRow(label, tuple(Interval(**cell) for cell in cells), style)
+
+
+def _label(kind: str, field: str) -> str:
+    return f"{field.replace('_', ' ')}, {KINDS[kind]}"
