@@ -1,14 +1,14 @@
 """The whole method in a little world where harm is known exactly.
 
-Command:  cai-jax run --config=experiments/sandbox.py --workdir=runs/sandbox
-          then cai-jax sandbox-scores --workdir=runs/sandbox
+Command:  cai-jax run --config=experiments/sandbox.py --workdir=runs/sandbox &&
+          cai-jax sandbox-scores --workdir=runs/sandbox
 Hardware: 2 CPU cores, no accelerator.
-Time:     2 min 19 s, 1.4 GB with the tiny models, which ship with the package (2026-11-30).
-Expect:   a table by the run's own preference model, then one of what is true. SL-CAI is less
-          harmful than the start. RL-CAI is not: models this small judge no better than chance
-          (docs/sandbox.md). `cai-jax sandbox --size=small --workdir=DIR` makes larger ones, which
-          a run takes as --config.model=DIR/models/helpful and
-          --config.feedback_model=DIR/models/pretrained.
+Time:     about 7 minutes on one core of 2, beside other work (2026-11-30).
+Expect:   tables and figures of what is true: helpful-only is harmful, SL-CAI less, RL-CAI least,
+          without evading and without refusing what is innocent (docs/sandbox.md). The models ship
+          with the package; sandbox.py:tiny takes smaller ones, which judge no better than chance.
+          `cai-jax sandbox --size=medium --workdir=DIR` makes larger ones, which a run takes as
+          --config.model=DIR/models/helpful and --config.feedback_model=DIR/models/pretrained.
 """
 
 from common import get_config as common
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 FILES = "experiments/sandbox"
 
 
-def get_config(size: str = "tiny") -> ConfigDict:
+def get_config(size: str = "small") -> ConfigDict:
     """`size` is that of the models."""
     config = common()
     config.model = f"sandbox-{size}"
@@ -48,11 +48,15 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.finetune.optimizer.learning_rate = 1e-3
 
     config.compare.response_tokens = 48
-    config.compare.few_shots = 2
+    # The models know the question from their corpus. A principle here is about three of nine
+    # categories, so that most say nothing of a pair: the label is the mean over all sixteen.
+    config.compare.few_shots = 0
+    config.compare.mode = "chain_of_thought"
+    config.compare.principles = "all"
     config.compare.chain_tokens = 64
-    config.compare.both_orders = True
 
-    config.preference_model.epochs = 2
+    config.preference_model.ai_weight = 2.0
+    config.preference_model.epochs = 3
     config.preference_model.batch_size = 32
     config.preference_model.length = 160
     config.preference_model.remat = "none"
