@@ -48,7 +48,7 @@ def test_a_batch_hangs_on_its_number_and_the_seed_alone(words):
         np.testing.assert_array_equal(a, b)
     assert len(batches) == 3
     assert (batches[1].tokens != batches[0].tokens).any()
-    assert batches[0].real.mean() > 0.9
+    assert batches[0].real.mean() > 0.6  # texts are not split over rows
     with pytest.raises(IndexError):
         batches[3]
 
