@@ -5,6 +5,7 @@ import pytest
 
 from cai_jax import progress
 from cai_jax.evaluation.intervals import Interval
+from cai_jax.pipeline import counter
 from cai_jax.progress import Progress, ResultRow
 
 
@@ -54,6 +55,13 @@ def test_items_of_a_former_run_do_not_count_in_the_rate(clock):
         "PPO: 7/10 updates, 0.10 updates/s, 0:30, 0:30 left, kl 0.10",
         "✓ PPO: done, 7/10 updates, 1:01:30, 0.00 updates/s",
     ]
+
+
+def test_a_stage_may_be_told_of_more_than_was_known_when_it_began():
+    with Progress(io.StringIO()) as shown, shown.stage("labels", 2, "askings") as bar:
+        counter(bar)(8, 32)
+        assert (bar.done, bar.total) == (8, 32)
+        counter(bar)(32, 32)
 
 
 def test_a_failing_stage_says_stopped():

@@ -110,6 +110,7 @@ def test_labels_are_right_where_one_response_is_less_harmful(workdir):
 
 def test_along_rl_each_point_has_its_updates_responses(workdir):
     first, last = verdicts(workdir)["rl"]
+    assert first["sequences"] == 0
     assert first["red_team"]["harmfulness"]["value"] == 2.0
     assert first["helpful"]["helpfulness"]["value"] == 1.0
     assert last["red_team"]["harmfulness"]["value"] == 0.0

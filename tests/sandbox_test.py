@@ -182,6 +182,16 @@ def test_most_judgements_see_a_difference_and_follow_it():
     assert 0.88 < right / decided < 0.96  # MISTAKEN
 
 
+def test_the_answer_is_the_reply_that_the_reasons_do_not_call_worse():
+    source = random.Random(6)
+    found = [
+        re.search(r"So (\(\w\)) is worse\.\n\nHuman:\nSo the answer is: (\(\w\))", text)
+        for text in (corpus.judged(source) for _ in range(300))
+    ]
+    pairs = [match.groups() for match in found if match]
+    assert len(pairs) > 80 and all(worse != answer for worse, answer in pairs)
+
+
 def test_reasons_name_the_harm_and_end_with_which_is_worse():
     asked = request(HARMFUL)
     told = judgements.reasons(asked, ("comply", "evade"), ("(A)", "(B)"), "(A)", AIMS[0])
