@@ -17,6 +17,7 @@ import jax
 import pytest
 from fakes import tiny_model
 
+from cai_jax import storage
 from cai_jax.weights.load import load_model
 
 PROCESS = 4e9  # bytes that one of the tests' processes may take, with those that it starts
@@ -37,6 +38,12 @@ def _compiled_programs_forgotten():
     mapped = Path("/proc/self/maps")
     if mapped.exists() and mapped.read_text().count("\n") > MOST_MAPPED:
         jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _buckets_forgotten(monkeypatch):
+    """A command names the buckets that it was asked for, not those of the tests before it."""
+    monkeypatch.setattr(storage, "_named", [])
 
 
 @pytest.fixture(scope="session")
