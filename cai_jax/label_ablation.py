@@ -253,6 +253,7 @@ def _joined(old: Raw | None, new: Raw) -> Raw:
         old,
         asked=old.asked + new.asked,
         option_logprobs=old.option_logprobs + new.option_logprobs,
+        chains=old.chains + new.chains if old.chains else (),
     )
 
 

@@ -82,6 +82,7 @@ class Raw(Record):
       option_logprobs: for each question, nats of its options: of (A) and (B) as they were shown,
         of the ten ratings, or of both responses.
       response_tokens: how many tokens response_a and response_b have; contrastive mode only.
+      chains: for each question, the chain of thought before the choice; that mode only.
     """
 
     id: str
@@ -89,6 +90,7 @@ class Raw(Record):
     asked: tuple[Asked, ...]
     option_logprobs: tuple[tuple[float, ...], ...]
     response_tokens: tuple[int, ...]
+    chains: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,10 @@ def raw_of(record: Comparison) -> Raw:
         Asked(record.principle, shown, 0)
         for shown, _ in zip(("AB", "BA"), record.option_logprobs, strict=False)
     )
-    return Raw(record.id, record.principle, asked, record.option_logprobs, record.response_tokens)
+    return Raw(
+        record.id, record.principle, asked, record.option_logprobs, record.response_tokens,
+        chains=record.chains,
+    )  # fmt: skip
 
 
 def questions(recipe: Recipe, drawn: str, principles: Sequence[str]) -> tuple[Asked, ...]:

@@ -154,12 +154,12 @@ class Progress:
 
     def say(self, text: str, style: str = "") -> None:
         """Prints a line of plain text above the bars."""
-        self.console.print(Text(_visible(text), style=style))
+        self.console.print(Text(visible(text), style=style))
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "items", done: int = 0) -> Iterator[Stage]:
         """A stage of `total` items, of which `done` were made by a former run."""
-        stage = Stage(_visible(name), total, unit, done, self._clock)
+        stage = Stage(visible(name), total, unit, done, self._clock)
         stage._advanced = self._advanced
         show = self._live_stage if self.console.is_terminal else self._logged_stage
         ended = "stopped"
@@ -186,7 +186,7 @@ class Progress:
 
         def changed(stage: Stage) -> None:
             left = f"{stage.left} left" if stage.left else ""
-            note = _visible(stage.note)
+            note = visible(stage.note)
             self._bars.update(task, completed=stage.done, rate=stage.rate, left=left, note=note)
 
         stage._changed = changed
@@ -227,7 +227,7 @@ class Progress:
             if text is None:
                 continue
             parts.append(Rule(Text(name, style=style), align="left", style="dim"))
-            parts.append(Text(_cut(_visible(text).strip()) or "(empty)"))
+            parts.append(Text(_cut(visible(text).strip()) or "(empty)"))
         self.console.print(Panel(Group(*parts), box=box.ROUNDED, border_style="dim"))
 
     def results_table(
@@ -242,10 +242,10 @@ class Progress:
         Raises:
           ValueError: a row has not one cell for each column.
         """
-        table = Table(box=box.SIMPLE_HEAVY, title=Text(_visible(title), style="bold"))
+        table = Table(box=box.SIMPLE_HEAVY, title=Text(visible(title), style="bold"))
         table.add_column("")
         for column in columns:
-            table.add_column(Text(_visible(column)), justify="right", no_wrap=True)
+            table.add_column(Text(visible(column)), justify="right", no_wrap=True)
         table.add_column("n", justify="right", style="dim", no_wrap=True)
         notes = list(dict.fromkeys(row.note for row in rows if row.note))
         for row in rows:
@@ -259,7 +259,7 @@ class Progress:
                 styles = (styles,) * len(columns)
             sizes = sorted({cell.n for cell in row.cells if cell is not None})
             table.add_row(
-                Text(_visible(row.label + mark)),
+                Text(visible(row.label + mark)),
                 *map(format_estimate, row.cells, styles),
                 "-".join(str(n) for n in sizes[:: max(1, len(sizes) - 1)]),
             )
@@ -294,7 +294,7 @@ def _column(template: str, style: str = "none") -> rich.progress.TextColumn:
     return rich.progress.TextColumn(template, style=style, markup=False)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Control characters (escape sequences, carriage returns) become the replacement mark."""
     text = text.replace("\r\n", "\n")
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

@@ -141,6 +141,8 @@ class Comparison(Record):
       asked: the question that each of `option_logprobs` answers. Empty in older records, which
         were asked under the drawn principle, in the order "AB" and, where asked again, "BA".
       response_tokens: in contrastive mode, how many tokens each response has; else empty.
+      chains: in chain-of-thought mode, the thought behind each of `option_logprobs`; else empty, as
+        in older records.
     """
 
     id: str
@@ -158,6 +160,7 @@ class Comparison(Record):
     provenance: Provenance
     asked: tuple[Asked, ...] = ()
     response_tokens: tuple[int, ...] = ()
+    chains: tuple[str, ...] = ()
 
 
 def to_json(record: Any) -> dict:

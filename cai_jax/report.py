@@ -14,6 +14,7 @@ from cai_jax.evaluation import results
 from cai_jax.evaluation.diversity import of_revisions
 from cai_jax.evaluation.intervals import Interval, bootstrap_mean, wilson
 from cai_jax.evaluation.results import SNAPSHOTS, Measure
+from cai_jax.evaluation.revision_scores import REVISION_SCORES, ScoredRevisions
 from cai_jax.evaluation.scored_pairs import FOLDER, ScoredPair
 from cai_jax.evaluation.snapshots import Answer, best_of_kl
 from cai_jax.figures import elo as elo_figure
@@ -113,7 +114,10 @@ def _label_quality(run: Run, mode: str, folder: Path) -> dict[str, Interval]:
 
 
 def _by_revision(run: Run, pm: Params) -> list[Interval]:
-    """Mean PM score of the initial response and of each revision, on the training prompts."""
+    """Mean PM score of the initial response and of each revision, on the training prompts.
+
+    Leaves each prompt's scores.
+    """
     records = read_records(run.workdir.path / "revise" / "revisions", Revision)
     texts = [
         (r.prompt, text)
@@ -121,6 +125,8 @@ def _by_revision(run: Run, pm: Params) -> list[Interval]:
         for text in (r.initial_response, *(step.revision for step in r.steps))
     ]
     found = scores(run, pm, texts).reshape(len(records), -1)
+    scored = [ScoredRevisions(r.id, JUDGE, row) for r, row in zip(records, found, strict=True)]
+    Shards(run.workdir.path / REVISION_SCORES, 1).write(0, scored)
     resamples = run.settings.evaluate.resamples
     return [bootstrap_mean(column.tolist(), run.settings.seed, resamples) for column in found.T]
 
@@ -249,14 +255,19 @@ def table(run: Run) -> None:
     run.progress.results_table("The preference model's accuracy", ("accuracy",), rows)
     modes = _label_modes(run)
     rows = [
-        ResultRow(name, tuple(_interval(found["labels"][m].get(name)) for m in modes), _style(name))
+        ResultRow(
+            name,
+            tuple(_interval(found["labels"][m].get(name)) for m in modes),
+            results.label_style(name),
+        )
         for name in found["labels"]["multiple_choice"]
     ]
     columns = [mode.replace("_", " ") for mode in modes]
     run.progress.results_table("The feedback model's labels on clear-cut pairs", columns, rows)
-    for line in _limits(run, found):
+    limits = _limits(run, found)
+    for line in ("What these numbers can and cannot show:", *(f"  {line}" for line in limits)):
         run.progress.say(line)
-    run.workdir.write_json("summary.json", found)
+    run.workdir.write_json("summary.json", found | {"limits": limits})
 
 
 def _limits(run: Run, found: dict[str, Any]) -> list[str]:
@@ -284,11 +295,7 @@ def _limits(run: Run, found: dict[str, Any]) -> list[str]:
             else "."
         )
     )
-    return ["What these numbers can and cannot show:", f"  {judged}", f"  {labels}"]
-
-
-def _style(name: str) -> str:
-    return "number" if "entropy" in name or "error" in name else "share"
+    return [judged, labels]
 
 
 def _interval(value: dict | None) -> Interval | None:

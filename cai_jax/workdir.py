@@ -80,6 +80,10 @@ class Workdir:
             "environment.json": environment(),
         }
 
+    def note(self, name: str, value: Any) -> None:
+        """Adds a file to those that are written when a stage begins."""
+        self._notes[name] = value
+
     def begin(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Whether a stage is still to be done; notes what it is made from.
 

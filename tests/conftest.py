@@ -1,5 +1,6 @@
 """What several test modules share. Only `smollm2` may touch a network, on its first fetch."""
 
+import io
 import os
 
 # Before transformers is imported: the models compared with are written by the tests themselves.
@@ -17,7 +18,7 @@ import jax
 import pytest
 from fakes import tiny_model
 
-from cai_jax import storage
+from cai_jax import cli, storage
 from cai_jax.weights.load import load_model
 
 PROCESS = 4e9  # bytes that one of the tests' processes may take, with those that it starts
@@ -44,6 +45,19 @@ def _compiled_programs_forgotten():
 def _buckets_forgotten(monkeypatch):
     """A command names the buckets that it was asked for, not those of the tests before it."""
     monkeypatch.setattr(storage, "_named", [])
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """typed(arguments, lines of stdin) -> (exit code, stdout, stderr)."""
+
+    def run(*arguments, lines=()):
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        capsys.readouterr()
+        code = cli.main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

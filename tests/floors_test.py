@@ -28,7 +28,7 @@ FLOORS = {
           relabel label_ablation generate_prompts evaluation_settings evaluations snapshot_answers
           snapshot_evaluation harmfulness_settings harmfulness_scores human_preferences
           weight_verbs sandbox_models sandbox_scores sandbox_study sandbox_figures sandbox_verbs
-          cli""",
+          review chat_screen chat cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 

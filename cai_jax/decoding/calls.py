@@ -26,6 +26,7 @@ FEEDS = 8  # tokens read in a call for each slot that it has room for
 NODES = (1, 3, 12, 64, 256)  # option tokens of one slot scored in one call
 SCORED = 256  # option tokens of all slots scored in one call
 STEPS = 64  # most tokens a slot samples in one burst
+FEW_STEPS = 4  # where somebody reads along
 
 
 class Calls:
@@ -40,6 +41,7 @@ class Calls:
       limits: lengths up to which slots may be read, ascending; the last is the cache's length.
       few_sizes: whether to read in FEW_SIZES, and otherwise all slots at their whole length.
       called: the sizes that were called before; added to.
+      steps: most tokens a slot samples in one burst.
 
     Attributes:
       slots: S.
@@ -60,8 +62,9 @@ class Calls:
         few_sizes: bool,
         stats: Stats,
         called: set[tuple],
+        steps: int = STEPS,
     ):
-        self.slots = slots
+        self.slots, self._steps = slots, steps
         self._mesh = mesh = mesh_of(params)
         self._static = {"config": config, "dtype": dtype, "mesh": mesh}
         self._params, self._prefix, self._keys, self._stops = params, prefix, keys, stops
@@ -158,7 +161,7 @@ class Calls:
     def decode(
         self, drawing: dict[int, Slot], enough: int
     ) -> dict[int, tuple[list[int], list[float], int, int]]:
-        """Samples in slots until `enough` of them are finished or STEPS tokens are drawn.
+        """Samples in slots until `enough` of them are finished or so many steps are done.
 
         Returns:
           For each slot tokens, log-probabilities, state of the stop automaton, and why it is
@@ -168,7 +171,8 @@ class Calls:
         order = list(range(self.slots)) if rows == self.slots else list(drawing)
         slots = [drawing.get(i) for i in order] + [None] * (rows - len(order))
         limit = bucket(
-            max(len(s.context) + s.most_to_come(STEPS) for s in drawing.values()), self._limits
+            max(len(s.context) + s.most_to_come(self._steps) for s in drawing.values()),
+            self._limits,
         )
         self._note("decode", rows, limit, self._stops[0].shape)
         self._cache, *drawn = bursts.decode(
@@ -183,7 +187,7 @@ class Calls:
             self._end_ids,
             np.int32(enough),
             limit=limit,
-            steps=STEPS,
+            steps=self._steps,
             **self._static,
         )
         tokens, logprobs, counts, states, reasons = map(np.asarray, drawn)

@@ -10,7 +10,7 @@ import numpy as np
 
 from cai_jax import rng
 from cai_jax.decoding import reading
-from cai_jax.decoding.calls import SIZES, Calls, padded
+from cai_jax.decoding.calls import FEW_STEPS, SIZES, STEPS, Calls, padded
 from cai_jax.decoding.memory import SHARE, free_bytes, slot_bytes, slots_that_fit
 from cai_jax.decoding.schedule import Program, ScriptError, bucket, compile_script, read_limits
 from cai_jax.decoding.session import LEAST_FORK, Session
@@ -96,6 +96,7 @@ class Engine:
         progress: Callable[[int, int], None] | None = None,
         on_finish: Callable[[Transcript], None] | None = None,
         refused: Callable[[ScriptError], None] | None = None,
+        on_text: Callable[[str, str], None] | None = None,
     ) -> list[Transcript | None]:
         """Runs every Script and returns Transcripts in the same order.
 
@@ -110,6 +111,8 @@ class Engine:
           refused: called before anything runs with an error, by id and length, for each Script
             that cannot fit; the others run, and None is returned in its place. Without it the
             first such error is raised.
+          on_text: called every few tokens with (script id, what is settled of the Sample underway).
+            The samples are the same; the run is slower.
 
         Raises:
           ScriptError: ids that repeat, a Script that makes no sense, or one that cannot fit and
@@ -138,10 +141,11 @@ class Engine:
             few_sizes=self.few_sizes,
             stats=self.stats,
             called=self._called,
+            steps=FEW_STEPS if on_text else STEPS,
         )
         order = running_order(running, shared, LEAST_FORK)
         queue = [(fitting[i], running[i]) for i in order]
-        session = Session(calls, self.tokenizer, queue, shared, self.stats)
+        session = Session(calls, self.tokenizer, queue, shared, self.stats, on_text)
         for done, (place, transcript) in enumerate(session.finished(), start=1):
             transcripts[place] = transcript
             if on_finish:

@@ -34,6 +34,7 @@ def respond(
     temperature: float,
     top_p: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
+    on_text: Callable[[str, str], None] | None = None,
 ) -> list[list[Reply]]:
     """Samples answers.
 
@@ -41,6 +42,7 @@ def respond(
       prompts: (id, conversation that ends with a human turn).
       stream: what the answers are for; two streams share no random numbers.
       samples: answers to each prompt.
+      on_text: as in `Engine.run`; ids are STREAM/ID/SAMPLE.
 
     Returns:
       For each prompt its answers, in order.
@@ -51,8 +53,9 @@ def respond(
         for name, conversation in prompts
         for n in range(samples)
     ]
+    more = {} if on_text is None else {"on_text": on_text}
     replies = [
         Reply(last.text.strip(), last.tokens, last.logprobs, last.stop_reason)
-        for last in (t.segments[-1] for t in engine.run(scripts, seed, progress))
+        for last in (t.segments[-1] for t in engine.run(scripts, seed, progress, **more))
     ]
     return [replies[i : i + samples] for i in range(0, len(replies), samples)]

@@ -6,6 +6,7 @@ Plain Python on data that every host has, so all hosts of a pod decide alike.
 from __future__ import annotations
 
 import bisect
+import codecs
 import dataclasses
 import itertools
 import math
@@ -144,6 +145,15 @@ class Slot:
     def options(self) -> tuple[tuple[int, ...], ...]:
         """The current Choose's options in tokens."""
         return self.program.tokens[len(self.results)]
+
+    @property
+    def settled(self) -> str:
+        """The text of the Sample underway but for its end, which may be half a character or the
+        beginning of a stop string."""
+        data = b"".join(map(self._bytes, self.sampled))
+        unsure = max((len(stop.encode()) for stop in self.segment.stop), default=1) - 1
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return decoder.decode(data[: max(0, len(data) - unsure)])
 
     def _advance(self) -> None:
         """Moves Forces into the feed until a Sample or Choose is next; leaves nothing unread."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cai_jax.decoding.calls import Calls
 from cai_jax.decoding.options import OptionTree
@@ -30,6 +30,7 @@ class Session:
       queue: (place in the list, Script in tokens), in the order in which they start.
       shared: how many of their first tokens stand in the prefix that all read.
       stats: counts to add to.
+      on_text: as in `Engine.run`.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class Session:
         queue: list[tuple[int, Program]],
         shared: int,
         stats: Stats,
+        on_text: Callable[[str, str], None] | None = None,
     ):
         self._calls, self._tokenizer, self._shared, self._stats = calls, tokenizer, shared, stats
-        self._queue = deque(queue)
+        self._queue, self._on_text = deque(queue), on_text
         self._live: list[Slot | None] = [None] * calls.slots
         self._held: list[list[int]] = [[] for _ in self._live]  # tokens left in idle slots
         self._leaders: dict[int, tuple[int, int]] = {}  # slot -> (slot it forks from, how much)
@@ -158,3 +160,5 @@ class Session:
         drawn = self._calls.decode(drawing, enough)
         for i, (tokens, logprobs, stop_state, reason) in drawn.items():
             drawing[i].drew(tokens, logprobs, stop_state, reason)
+            if self._on_text and not reason:
+                self._on_text(drawing[i].program.script.id, drawing[i].settled)

@@ -150,6 +150,11 @@ def label_quality(
     return {**found, "expected calibration error": error}
 
 
+def label_style(measure: str) -> str:
+    """How a measure of labels is printed, as in `progress.ResultRow`."""
+    return "number" if "entropy" in measure or "error" in measure else "share"
+
+
 def label_statistics(
     prob: Sequence[float], first: Sequence[float], swapped: Sequence[float], seed: int
 ) -> dict[str, Interval]:

@@ -13,6 +13,8 @@ from cai_jax.evaluation.intervals import Interval, Paired, bootstrap_mean, paire
 from cai_jax.records import Record, Revision
 from cai_jax.shards import Shards
 
+REVISION_SCORES = "evaluation/revision_scores"  # in a run's workdir, by its own preference model
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoredRevisions(Record):

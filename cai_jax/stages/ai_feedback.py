@@ -147,7 +147,9 @@ def ask(
             texts = replies(form, pair)
             tokens = tuple(len(engine.tokenizer.encode(text)) for text in texts)
             options = [_with_empty(row, texts) for row in options]
-        found.append(Raw(pair.id, name, tuple(all_asked), tuple(options), tokens))
+        thoughts = (s.text.strip() for t in transcripts for s in t.segments if s.stop_reason)
+        made = Raw(pair.id, name, tuple(all_asked), tuple(options), tokens, chains=tuple(thoughts))
+        found.append(made)
     return found
 
 
@@ -225,6 +227,7 @@ def compare(
                     provenance=provenance,
                     asked=made.asked,
                     response_tokens=made.response_tokens,
+                    chains=made.chains,
                 )
                 for pair, made in zip(part, labels, strict=True)
             ]
