@@ -44,7 +44,7 @@ class Choices:
     """The file of choices. Any thread may use it.
 
     Args:
-      path: made where it is not there.
+      path: made where it is not there, in a folder that is.
 
     Raises:
       ChoicesError: the file is something else, damaged, or cannot be written.
@@ -53,7 +53,6 @@ class Choices:
     def __init__(self, path: Path):
         self._lock = threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute("PRAGMA synchronous=FULL")  # a choice outlives a loss of power

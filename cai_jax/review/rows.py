@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cai_jax import storage
 from cai_jax.conversation import Conversation
 from cai_jax.evaluation.refusal import is_evasive, refuses
 from cai_jax.evaluation.revision_scores import REVISION_SCORES, ScoredRevisions
@@ -45,7 +46,7 @@ def rows(workdirs: list[Path], view: str) -> list[Row]:
 def version(workdirs: list[Path], view: str) -> str:
     """Changes whenever a view's records do: how many files there are, and of what size in all."""
     sizes = [
-        file.stat().st_size
+        _size(file)
         for workdir in workdirs
         for folder in FOLDERS[view]
         for file in (workdir / folder).glob("*.jsonl")
@@ -197,6 +198,11 @@ def _chosen(asked: Asked, options: tuple[float, ...]) -> float | None:
     if asked.shown not in ("AB", "BA"):
         return None
     return first_of_two(*options[:: -1 if asked.shown == "BA" else 1])
+
+
+def _size(file: Path) -> int:
+    found = file.stat()
+    return found.length if storage.in_bucket(file) else found.st_size
 
 
 def _records(folder: Path, cls: type[T]) -> Iterator[T]:

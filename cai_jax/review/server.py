@@ -1,8 +1,8 @@
 """The local web app: the report while a run goes on, and the page for blind comparison.
 
 No path of a request reaches the file system: what is served are routes and a fixed set of names.
-Requests are answered for the addresses that the server was told of alone, so no other site's page
-can read it through a browser, and writing asks for JSON from the same origin.
+Without a token only requests by this machine's own names are answered, so no other site's page can
+read it through a browser by a name that it points here; writing asks for JSON of the same origin.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -34,6 +33,7 @@ ROWS_A_PAGE = 500
 LONGEST_NAME = 60
 LONGEST_BODY = 10_000  # bytes of a POST
 COOKIE = "cai_jax_token"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
@@ -67,7 +67,6 @@ class Server:
         self._compared: tuple[str, list[tasks.Task], list] = ("", [], [])
         self._results: tuple[Any, dict[str, Any]] = (None, {})
         self.why = ""  # why there is nothing to compare
-        self.overview()  # refuses folders that are no runs
 
     def overview(self) -> dict[str, Any]:
         counts = {view: len(self.rows(view)) for view in FOLDERS}
@@ -81,7 +80,7 @@ class Server:
         """What changes with each view, and with the overview."""
         found = {view: version(self.workdirs, view) for view in FOLDERS}
         done = [
-            f"{file.parent.name}{file.stat().st_mtime_ns}"
+            str(file)
             for workdir in self.workdirs
             for file in [*workdir.glob("*/done.json"), *workdir.glob("summary.json")]
         ]
@@ -137,11 +136,10 @@ class Server:
         return self._results[1]
 
 
-def app(server: Server, hosts: Sequence[str], token: str = "") -> Starlette:
+def app(server: Server, token: str = "") -> Starlette:
     """The routes.
 
     Args:
-      hosts: names and addresses that requests may come by.
       token: that every visitor must bring, once as ?token= and then as a cookie; none if empty.
     """
 
@@ -226,7 +224,6 @@ def app(server: Server, hosts: Sequence[str], token: str = "") -> Starlette:
             Route("/export/{name}", export),
         ],
         middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
             Middleware(BaseHTTPMiddleware, dispatch=_guard(token)),
             Middleware(GZipMiddleware, minimum_size=10_000),
         ],
@@ -239,7 +236,9 @@ def _guard(token: str) -> Callable:
 
     async def guarded(request: Request, call: Callable) -> Response:
         given = request.query_params.get("token") or request.cookies.get(COOKIE, "")
-        if token and not secrets.compare_digest(given.encode(), token.encode()):
+        if not token and _host(request) not in LOOPBACK:
+            response = _error("this server answers by this machine's own names alone", 400)
+        elif token and not secrets.compare_digest(given.encode(), token.encode()):
             response = _error("this address needs the token that the server printed", 403)
         elif token and "token" in request.query_params:  # out of the address and the history
             response = RedirectResponse(request.url.path, 303)
@@ -254,6 +253,14 @@ def _guard(token: str) -> Callable:
         return response
 
     return guarded
+
+
+def _host(request: Request) -> str | None:
+    """The name that the server was asked by."""
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:
+        return None
 
 
 def _own(request: Request) -> bool:

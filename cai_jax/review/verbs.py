@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import secrets
 import socket
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from cai_jax import storage
 from cai_jax.review.choices import FILE as RATINGS
 from cai_jax.review.choices import Choices
+from cai_jax.review.overview import overview
 from cai_jax.review.report import FILE, MEGABYTES, write_report
 from cai_jax.tools import ToolError, say, tool_parser
 
@@ -46,6 +46,10 @@ def serve(arguments: list[str]) -> None:
       ValueError: a folder that is no run, or a file that cannot hold choices.
       ToolError: an option that makes no sense, or an address that is in use.
     """
+    import uvicorn
+
+    from cai_jax.review.server import LOOPBACK, Server, app
+
     parser = tool_parser(
         "serve", "Show runs in a browser while they go on, and compare answers blind."
     )
@@ -75,40 +79,27 @@ def serve(arguments: list[str]) -> None:
     if options.token and len(options.token) < SHORTEST_TOKEN:
         raise ToolError(f"--token must have at least {SHORTEST_TOKEN} characters.")
     token = options.token
-    if not loopback(options.host):
+    if options.host not in LOOPBACK:
         token = token or secrets.token_urlsafe(24)
     workdirs = _given(options)
     if options.ratings is None and storage.in_bucket(workdirs[0]):
         raise ToolError(
             f"{workdirs[0]} is in a bucket, which holds no ratings; give --ratings=FILE on a disk."
         )
+    for workdir in workdirs:
+        overview(workdir)  # refuses what is no run
     listening = _listening(options.host, options.port)
-    import uvicorn
-
-    from cai_jax.review.server import Server, app
-
     choices = Choices(Path(options.ratings) if options.ratings else workdirs[0] / RATINGS)
     server = Server(workdirs, choices, check_every=options.check_every, overlap=options.overlap)
-    hosts = ["127.0.0.1", "localhost", "[::1]", options.host, f"[{options.host}]"]
     port = listening.getsockname()[1]
     shown = f"[{options.host}]" if ":" in options.host else options.host
     say(f"http://{shown}:{port}/{f'?token={token}' if token else ''}")
     say("Ctrl-C ends it; choices are kept as they are made.")
-    config = uvicorn.Config(app(server, hosts, token), log_level="warning", server_header=False)
+    config = uvicorn.Config(app(server, token), log_level="warning", server_header=False)
     try:
         uvicorn.Server(config).run([listening])
     finally:
         choices.close()
-
-
-def loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _listening(host: str, port: int) -> socket.socket:
