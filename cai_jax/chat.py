@@ -30,8 +30,8 @@ from cai_jax.workdir import rl_stage
 LONGEST_CHAT = 2048  # tokens of history that a chat keeps, the reply counted
 INITIAL, RL = "initial", "rl"  # besides STAGES: what the run began with, and its own RL stage
 COMMANDS = """/critique [PRINCIPLE]  criticise the last answer by a principle, or by a drawn one
-/revise                rewrite it after that critique (or a fresh one), show what changed, go on
-                       from there
+/revise [PRINCIPLE]    rewrite it after that critique, or else a fresh one; show what changed, and
+                       go on from there
 /reset                 forget the conversation
 /quit                  end"""
 

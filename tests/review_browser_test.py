@@ -159,7 +159,7 @@ def test_a_report_from_disk(browser, tmp_path):
     browser.press("lock")
     browser.until(lambda: browser.text("#counts") == "1 of 12 rows")
     browser.press(Keys.ESCAPE)
-    hidden = browser.all("article .hidden > span")
+    hidden = browser.all("article .hidden > span:first-child")
     assert len(hidden) == 6 and "blur" in hidden[0].value_of_css_property("filter")
     browser.press("r")
     browser.until(lambda: not browser.all("article .hidden"))

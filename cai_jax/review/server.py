@@ -182,7 +182,8 @@ def app(server: Server, token: str = "") -> Starlette:
         said = await _body(request)
         rater, of = _name(said.get("rater")), said.get("task")
         known = await run_in_threadpool(server.known)
-        if not rater or of not in known or said.get("choice") not in (*BETTER, SKIP):
+        valid = isinstance(of, str) and of in known and said.get("choice") in (*BETTER, SKIP)
+        if not (rater and valid):
             return _error("there is no such pair or choice; load the page again", 400)
         choice = Choice(rater, of, known[of].swapped(rater), said["choice"])
         await run_in_threadpool(server.choices.add, choice)
