@@ -201,6 +201,24 @@ def test_results_count_agreement_checks_and_elo(compared, checks):
     assert elo["initial"]["value"] < -50 and elo["RL-CAI"]["value"] > 50
 
 
+def test_few_choices_give_no_elo_yet_and_say_why(compared, checks):
+    pairs, ties = compared
+    tasks = {task.id: task for task in pairs}
+    red = [t for t in pairs if t.kind == "red_team"]
+    first = next(t for t in red if t.compared.snapshot_a == "initial")
+    found = results.results(tasks, ties, [Choice("ann", first.id, False, "1")])["standings"]
+    assert set(found) == {"harmlessness"} and set(found["harmlessness"]["elo"]) == {
+        "initial", first.compared.snapshot_b
+    }  # fmt: skip
+    other = next(t for t in pairs if t.kind == "helpful" and t.compared.snapshot_b == "RL-CAI"
+                 and t.compared.snapshot_a == "initial")  # fmt: skip
+    sl = next(t for t in red if t.compared.snapshot_b == "SL-CAI")
+    said = [Choice("ann", task.id, False, "1") for task in (sl, other)]
+    found = results.results(tasks, [], said)["standings"]
+    assert found["helpfulness"]["elo"] == {} and "SL-CAI" in found["helpfulness"]["why"]
+    assert results.results(tasks, ties, [])["standings"] == {}
+
+
 def test_exports_are_what_other_stages_read(compared, checks, tmp_path):
     """Elo from the exported file is the page's; Comparison records say who was right."""
     pairs, ties = compared

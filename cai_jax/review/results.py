@@ -34,10 +34,7 @@ def results(
     found: dict[str, Any] = {}
     for kind, name in KINDS.items():
         if any(c.kind == kind for c in made):
-            first = anchor(made)
-            elo = standing(made, kind, first, hard=True, seed=0, resamples=RESAMPLES).elo
-            standings = {who: dataclasses.asdict(interval) for who, interval in elo.items()}
-            found[name] = {"anchor": first, "elo": standings}
+            found[name] = _elo(made, kind)
     by_task: dict[str, dict[str, str]] = {}
     for c in pairs:
         by_task.setdefault(c.task, {})[c.rater] = "a" if c.prob_a == 1 else "b"
@@ -53,6 +50,20 @@ def results(
             "same": _finite(agreement.same_choice(several)),
             "alpha": agreement.krippendorff_alpha(several),
         },
+    }
+
+
+def _elo(made: Sequence[SnapshotComparison], kind: str) -> dict[str, Any]:
+    """Elo of one kind of prompt; empty, and why, while choices do not connect all snapshots."""
+    first = anchor(made)
+    try:
+        elo = standing(made, kind, first, hard=True, seed=0, resamples=RESAMPLES).elo
+    except ValueError as error:
+        return {"anchor": first, "elo": {}, "why": str(error)}
+    return {
+        "anchor": first,
+        "elo": {name: dataclasses.asdict(interval) for name, interval in elo.items()},
+        "why": "",
     }
 
 

@@ -1,7 +1,7 @@
 "use strict";
 // Two answers to one prompt, whose sources nobody sees; the server knows them and keeps the choices.
 
-const { html, render, useState, useEffect } = htmPreact;
+const { html, render, useState, useEffect, useLayoutEffect } = htmPreact;
 
 const CHOICES = [
   ["1", "left is much better"],
@@ -43,9 +43,10 @@ function Rate() {
   const choose = (choice) => state && state.task && step("/api/rate/choice", { rater, task: state.task.id, choice });
   const undo = () => step("/api/rate/undo", { rater });
   useEffect(() => { if (rater) begin(rater); }, [rater]);
-  useEffect(() => {
+  // Before the next key: it must be about the pair that is shown, and a key held down is one key.
+  useLayoutEffect(() => {
     const pressed = (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "INPUT" || !rater) return;
+      if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "INPUT" || !rater) return;
       if (event.key === "r") setShown(!shown);
       else if (event.key === "u") undo();
       else if (event.key === "Tab" && !event.shiftKey && event.target === document.body) choose("skip");

@@ -1,7 +1,7 @@
 "use strict";
 // The report: a run in one screen, and its rows to filter and read.
 
-const { render, useEffect, useMemo, useRef } = htmPreact;
+const { render, useEffect, useLayoutEffect, useMemo, useRef } = htmPreact;
 
 const ROWS_SHOWN = 100; // of a list at a time
 const HELP = [
@@ -74,7 +74,7 @@ function Report({ source }) {
     go(place.view, key(next));
   };
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const pressed = (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const typing = ["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName);

@@ -31,7 +31,8 @@ function Results() {
       <p class="quiet">${found.choices} choices, ${found.skipped} skipped${found.unknown ? `, ${found.unknown} of answers that are not here any more, left out` : ""}. Two answers of the same text are a tie.</p>
       ${Object.entries(found.standings).map(([name, standing]) => html`<div class="scrolled"><table id=${`elo-${name}`}><caption>Elo, ${name} (${standing.anchor} at 0)</caption>
         <thead><tr><td></td><th scope="col">Elo</th><th scope="col">prompts</th></tr></thead>
-        <tbody>${Object.entries(standing.elo).map(([snapshot, i]) => html`<tr><th scope="row">${snapshot}</th><td>${whole(i)}</td><td>${i.n}</td></tr>`)}</tbody></table></div>`)}
+        <tbody>${Object.entries(standing.elo).map(([snapshot, i]) => html`<tr><th scope="row">${snapshot}</th><td>${whole(i)}</td><td>${i.n}</td></tr>`)}</tbody></table>
+        ${standing.why && html`<p class="quiet">Not yet: ${standing.why}</p>`}</div>`)}
       ${Object.keys(found.standings).length === 0 && html`<p>There are no choices yet.</p>`}
       <table id="raters"><caption>Raters</caption><thead><tr><td></td><th scope="col">choices</th><th scope="col">skipped</th><th scope="col">attention checks right</th></tr></thead>
         <tbody>${found.raters.map((r) => html`<tr><th scope="row">${r.name}</th><td>${r.choices}</td><td>${r.skipped}</td><td>${r.checks ? `${r.passed} of ${r.checks}` : "–"}</td></tr>`)}</tbody></table>
