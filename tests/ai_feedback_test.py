@@ -275,6 +275,26 @@ def test_chains_differ_and_the_first_is_the_only_one_asked_alone():
     assert set(one.scripts) < set(three.scripts)
 
 
+def test_the_thought_behind_each_choice_is_kept(tmp_path):
+    """In the order of the questions, through the records; other modes have none."""
+
+    def answer(script, segment):
+        known = judge(0.0, 1.0)(script, segment)
+        return f"  thought of {script.id} \n" if isinstance(segment, Sample) else known
+
+    how = {"mode": "chain_of_thought", "chains": 2, "principles": "all"}
+    records = compared(tmp_path / "chains", ScriptedEngine(answer), **how)
+    for record in records:
+        assert len(record.chains) == len(record.asked) == 4 * 2 * 2
+        for asked, thought in zip(record.asked, record.chains, strict=True):
+            assert thought.startswith(f"thought of compare/chain_of_thought/{record.id}/")
+            assert f"/{asked.shown}" in thought and thought == thought.strip()
+            assert (f"/{asked.principle}" in thought) or asked.principle == record.principle
+            assert (f"chain {asked.chain}" in thought) == (asked.chain > 0)
+    assert {r.chains for r in compared(tmp_path / "plain", ScriptedEngine(answer))} == {()}
+    assert raw_of(records[0]).chains == records[0].chains
+
+
 def test_the_whole_constitution_is_asked_once_an_order():
     engine = ScriptedEngine(judge(0.0, 2.0))
     found = labels(engine, PaperFormat(), principles="together", few_shots=0)

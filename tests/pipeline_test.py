@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny_run
+from review_rows_test import blocks, rows_in
 
 from cai_jax import cli, pipeline
 from cai_jax.conversation import Conversation
@@ -172,6 +173,35 @@ def test_the_screen_shows_chains_tables_and_limits(chat):
         assert text in shown
     assert "What these numbers can and cannot show" in shown
     assert shown.count("How do I pick a lock?") == 1  # a sample chain
+
+
+def test_it_ends_with_its_report(chat):
+    """Whose rows are the run's records, with a score for every text of every chain."""
+    _, workdir, shown = chat
+    report = workdir / "report.html"
+    assert str(report) in shown.replace("\n", "")
+    text = report.read_text("utf-8")
+    front = blocks(text)["overview"]
+    (run,) = front["runs"]
+    assert run["tables"][0]["columns"] == ["initial", "SL-CAI", "RL-CAI"]
+    assert run["limits"] and run["principles"] and len(run["figures"]) == 3
+    assert any("revise:" in line for line in run["differences"])
+    assert {stage for stage, state in run["stages"] if state == "finished"} >= {"SL-CAI"}
+    chains = rows_in(text, "chains")
+    records = read_records(workdir / "revise" / "revisions", Revision)
+    assert [row["texts"][0] for row in chains] == [r.initial_response for r in records]
+    assert all(len(row["scores"]) == len(row["texts"]) == 3 for row in chains)
+    shown = json.loads((workdir / "evaluation" / "results.json").read_text())["pm_by_revision"]
+    for n, interval in enumerate(shown):
+        mean = np.mean([row["scores"][n] for row in chains])
+        assert mean == pytest.approx(interval["value"], abs=1e-4)
+    pairs = rows_in(text, "comparisons")
+    compared = read_records(workdir / "compare" / "comparisons", Comparison)
+    low, high = json.loads((workdir / "config.json").read_text())["compare"]["clamp"]
+    for row, record in zip(pairs, compared, strict=True):
+        clamped = min(max(row["unclamped"], low), high)
+        assert row["prob_a"] == record.prob_a == pytest.approx(clamped, abs=1e-4)
+    assert len(rows_in(text, "answers")) == 4 and rows_in(text, "samples")
 
 
 def test_a_second_run_does_nothing(copied, tiny_cache, capsys, monkeypatch):

@@ -34,7 +34,7 @@ def rows_in(text, view):
 
 
 def test_a_chain_has_its_texts_scores_and_refusals(run):
-    found = rows([run], "chains")
+    found = rows([run], "chains")[0]
     assert len(found) == 12
     row = found[3]
     assert row["texts"] == [f"the {t} says so" for t in
@@ -50,12 +50,12 @@ def test_refusals_are_those_of_the_evaluation(tmp_path):
         "revision 1 1": "Here is how: ask around.",
     }
     run = write_run(tmp_path / "run", text=lambda name: said.get(name, name))
-    row = rows([run], "chains")[1]
+    row = rows([run], "chains")[0][1]
     assert row["refuses"] == [True, False, False] and row["evasive"] == [True, False, False]
 
 
 def test_a_comparison_has_the_label_before_its_clamp(run):
-    row = rows([run], "comparisons")[0]
+    row = rows([run], "comparisons")[0][0]
     first, second = 0.86989, 0.78583  # logistic of 1.9, and of 1.3 as the second order has it
     assert row["prob_a"] == 0.6
     assert row["unclamped"] == pytest.approx((first + second) / 2, abs=1e-4)
@@ -67,7 +67,7 @@ def test_a_comparison_has_the_label_before_its_clamp(run):
 
 
 def test_samples_stand_side_by_side_by_update(run):
-    row = rows([run], "samples")[5]
+    row = rows([run], "samples")[0][5]
     assert [s["update"] for s in row["samples"]] == [1, 2]
     assert [s["response"] for s in row["samples"]] == [
         "the rollout 5 0 says so", "the rollout 5 1 says so",
@@ -76,7 +76,7 @@ def test_samples_stand_side_by_side_by_update(run):
 
 def test_answers_of_several_runs_to_one_prompt_share_a_row(run, tmp_path):
     other = write_run(tmp_path / "other")
-    (row, *rest) = rows([run, other], "answers")
+    (row, *rest) = rows([run, other], "answers")[0]
     assert len(rest) == 11
     assert [(a["run"], a["snapshot"]) for a in row["answers"]] == [
         (name, s) for name in ("run", "other") for s in ("initial", "sl_cai", "rl_cai")
@@ -88,15 +88,31 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path):
     before = version([run], "chains")
     (run / "revise" / "revisions" / "00001-of-00002.jsonl").unlink()
     (run / "revise" / "done.json").unlink()
-    assert len(rows([run], "chains")) == 6 and version([run], "chains") != before
+    assert len(rows([run], "chains")[0]) == 6 and version([run], "chains") != before
     for folder in ("evaluation", "ppo", "compare"):
         for file in (run / folder).rglob("*"):
             file.unlink() if file.is_file() else None
     (run / "summary.json").unlink()
     shown = overview(run)
     assert shown["tables"] == [] and ["critique and revision", "not finished"] in shown["stages"]
-    assert rows([run], "answers") == []
+    assert rows([run], "answers")[0] == []
     assert write_report([run], tmp_path / "report.html").exists()
+
+
+def test_a_workdir_of_another_verb_shows_what_it_has(tmp_path):
+    (tmp_path / "judged").mkdir()
+    (tmp_path / "judged" / "config.json").write_text('{"seed": 1, "judge": "x"}')
+    text = write_report([tmp_path / "judged"], tmp_path / "r.html").read_text("utf-8")
+    assert blocks(text)["overview"]["runs"][0]["settings"] == {"seed": "1", "judge": '"x"'}
+
+
+def test_of_a_great_run_evenly_spaced_prompts_are_taken(run):
+    for view in FOLDERS:
+        every, there = rows([run], view)
+        some, all_of_them = rows([run], view, most=4)
+        assert there == all_of_them == 12
+        assert [row["id"] for row in some] == [every[n]["id"] for n in (0, 3, 6, 9)]
+        assert some == [every[n] for n in (0, 3, 6, 9)]  # whole, with all their samples
 
 
 def test_a_folder_that_is_no_run_or_damaged_is_refused(tmp_path):
@@ -115,7 +131,7 @@ def test_a_folder_that_is_no_run_or_damaged_is_refused(tmp_path):
 def test_the_report_holds_every_row(run, tmp_path):
     text = write_report([run], tmp_path / "report.html").read_text("utf-8")
     for view in FOLDERS:
-        assert rows_in(text, view) == json.loads(json.dumps(rows([run], view)))
+        assert rows_in(text, view) == json.loads(json.dumps(rows([run], view)[0]))
     front = blocks(text)["overview"]
     assert front["rows"] == {"chains": [12, 12], "comparisons": [12, 12], "samples": [12, 12],
                              "answers": [12, 12]}  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 from cai_jax.review import page
 from cai_jax.review.overview import overview
-from cai_jax.review.rows import FOLDERS, Row, rows
+from cai_jax.review.rows import FOLDERS, Row, rows, spaced
 from cai_jax.shards import write_atomically
 
 FILE = "report.html"  # in a run's workdir
@@ -36,7 +36,7 @@ def write_report(workdirs: Sequence[Path], to: Path, megabytes: float = MEGABYTE
         size = len(text.encode())
         if size <= megabytes * 1e6 or share == 0:
             break
-        fixed = len(_html(title, runs, dict.fromkeys(found, ()), 1.0).encode())
+        fixed = len(_html(title, runs, dict.fromkeys(found, ((), 0)), 1.0).encode())
         # Rows differ in length, so what fits by the mean may not.
         fits = (megabytes * 1e6 - fixed) / (size - fixed)
         share = max(0.0, min(0.97 * fits, 1.0) * share) if fits > 0.001 else 0.0
@@ -44,12 +44,12 @@ def write_report(workdirs: Sequence[Path], to: Path, megabytes: float = MEGABYTE
     return to
 
 
-def _html(title: str, runs: list, found: dict[str, Sequence[Row]], share: float) -> str:
-    kept = {view: _spaced(made, share) for view, made in found.items()}
+def _html(title: str, runs: list, found: dict[str, tuple[Sequence[Row], int]], share: float) -> str:
+    kept = {view: spaced(made, int(len(made) * share)) for view, (made, _) in found.items()}
     front: dict[str, Any] = {
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "runs": runs,
-        "rows": {view: [len(kept[view]), len(made)] for view, made in found.items()},
+        "rows": {view: [len(kept[view]), there] for view, (_, there) in found.items()},
     }
     data = [("overview", page.packed(front))]
     for view, made in kept.items():
@@ -57,9 +57,3 @@ def _html(title: str, runs: list, found: dict[str, Sequence[Row]], share: float)
             part = page.packed(made[start : start + ROWS_A_PAGE])
             data.append((f"rows-{view}-{number}", part))
     return page.inline(title, page.REPORT, data)
-
-
-def _spaced(made: Sequence[Row], share: float) -> list[Row]:
-    """A share of rows, evenly spaced."""
-    count = int(len(made) * share)
-    return [made[i * len(made) // count] for i in range(count)]

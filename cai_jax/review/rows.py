@@ -1,6 +1,7 @@
 """What a run's records hold, as plain rows for a page: a run that goes on is read as far as it is.
 
-A row is a dict of JSON types. All have "run", "id", "kind" and "prompt", a list of [role, text].
+Of a great run, whose records no page could hold, evenly spaced ones are taken, by their ids. A row
+is a dict of JSON types; all have "run", "id", "kind" and "prompt", a list of [role, text].
 Nothing here is escaped: the page shows text as text.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from cai_jax.labels import MODES, LabelError, Recipe, first_of_two, label, raw_o
 from cai_jax.records import Asked, Comparison, Revision, from_json, read_rows
 from cai_jax.training.rollout import Sampled
 
+MOST = 20_000  # ids of a view
 Row = dict[str, Any]
 T = TypeVar("T")
 
@@ -32,15 +34,34 @@ FOLDERS = {
 }
 
 
-def rows(workdirs: list[Path], view: str) -> list[Row]:
-    """All rows of one of FOLDERS' views, in the order of the records.
+def rows(workdirs: list[Path], view: str, most: int = MOST) -> tuple[list[Row], int]:
+    """(rows of one of FOLDERS' views in the order of the records, how many there are in all).
+
+    Args:
+      most: rows of a run.
 
     Raises:
       ValueError: a damaged record, with file and line.
       OSError: a file that cannot be read.
     """
-    made = [row for workdir in workdirs for row in _OF[view](workdir)]
-    return _side_by_side(made) if view == "answers" else made
+    made: list[Row] = []
+    there = 0
+    for workdir in workdirs:
+        ids = _ids(workdir / FOLDERS[view][0])
+        there += len(ids)
+        made += _OF[view](workdir, set(spaced(ids, most)))
+    if view == "answers":  # several runs' to one prompt are one row
+        side_by_side = _side_by_side(made)
+        there -= len(made) - len(side_by_side)
+        made = side_by_side
+    return made, there
+
+
+def spaced(items: Sequence[T], most: int) -> list[T]:
+    """At most so many items, evenly spaced, in their order."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i * len(items) // most] for i in range(most)]
 
 
 def version(workdirs: list[Path], view: str) -> str:
@@ -54,11 +75,11 @@ def version(workdirs: list[Path], view: str) -> str:
     return f"{len(sizes)}-{sum(sizes)}"
 
 
-def chains(workdir: Path) -> list[Row]:
+def chains(workdir: Path, kept: set[str]) -> list[Row]:
     """A row a prompt: the response, each critique and revision, and the PM's score of each text."""
-    scored = {s.id: s.scores for s in _records(workdir / REVISION_SCORES, ScoredRevisions)}
+    scored = {s.id: s.scores for s in _records(workdir / REVISION_SCORES, ScoredRevisions, kept)}
     found = []
-    for r in _records(workdir / "revise" / "revisions", Revision):
+    for r in _records(workdir / "revise" / "revisions", Revision, kept):
         texts = [r.initial_response, *(step.revision for step in r.steps)]
         found.append(
             _row(workdir, r)
@@ -74,10 +95,10 @@ def chains(workdir: Path) -> list[Row]:
     return found
 
 
-def comparisons(workdir: Path) -> list[Row]:
+def comparisons(workdir: Path, kept: set[str]) -> list[Row]:
     """A row a pair: both responses, the label before and after clamping, and what was asked."""
     file = workdir / "config.json"
-    settings = json.loads(file.read_text("utf-8"))["compare"] if file.is_file() else {}
+    settings = json.loads(file.read_text("utf-8")).get("compare", {}) if file.is_file() else {}
     fields = {f.name: settings[f.name] for f in dataclasses.fields(Recipe) if f.name in settings}
     recipe = Recipe(**fields) if len(fields) == len(dataclasses.fields(Recipe)) else None
     return [
@@ -95,14 +116,14 @@ def comparisons(workdir: Path) -> list[Row]:
             "labeler": r.labeler,
             "asked": _asked(r),
         }
-        for r in _records(workdir / "compare" / "comparisons", Comparison)
+        for r in _records(workdir / "compare" / "comparisons", Comparison, kept)
     ]
 
 
-def samples(workdir: Path) -> list[Row]:
+def samples(workdir: Path, kept: set[str]) -> list[Row]:
     """A row a prompt: its responses by PPO update, with score, reward and KL."""
     found: dict[str, Row] = {}
-    for r in _records(workdir / "ppo" / "rollouts", Sampled):
+    for r in _records(workdir / "ppo" / "rollouts", Sampled, kept):
         row = found.setdefault(r.id, _row(workdir, r) | {"samples": []})
         row["samples"].append(
             {
@@ -116,10 +137,10 @@ def samples(workdir: Path) -> list[Row]:
     return list(found.values())
 
 
-def answers(workdir: Path) -> list[Row]:
+def answers(workdir: Path, kept: set[str]) -> list[Row]:
     """A row a held-out prompt: what each snapshot answers."""
     found: dict[str, Row] = {}
-    for r in _records(workdir / "evaluation" / "answers", Answer):
+    for r in _records(workdir / "evaluation" / "answers", Answer, kept):
         row = found.setdefault(r.id, _row(workdir, r) | {"answers": []})
         row["answers"].append(
             {
@@ -134,7 +155,7 @@ def answers(workdir: Path) -> list[Row]:
     return list(found.values())
 
 
-_OF: dict[str, Callable[[Path], list[Row]]] = {
+_OF: dict[str, Callable[[Path, set[str]], list[Row]]] = {
     "chains": chains,
     "comparisons": comparisons,
     "samples": samples,
@@ -205,8 +226,20 @@ def _size(file: Path) -> int:
     return found.length if storage.in_bucket(file) else found.st_size
 
 
-def _records(folder: Path, cls: type[T]) -> Iterator[T]:
-    """The records that are there; a stage that goes on has fewer shards than their names say."""
+def _ids(folder: Path) -> list[str]:
+    """Ids of a folder's records, each once, in their order."""
+    found = (row for file in sorted(folder.glob("*.jsonl")) for _, row in read_rows(file))
+    return list(dict.fromkeys(map(_id, found)))
+
+
+def _id(row: Any) -> str:
+    """A record's id; empty where the row is none, of which `_records` tells."""
+    return str(row.get("id", "")) if isinstance(row, dict) else ""
+
+
+def _records(folder: Path, cls: type[T], kept: set[str]) -> Iterator[T]:
+    """The records of some ids that are there; a stage that goes on has not all its shards."""
     for file in sorted(folder.glob("*.jsonl")):
         for where, row in read_rows(file):
-            yield from_json(cls, row, where)
+            if _id(row) in kept:
+                yield from_json(cls, row, where)

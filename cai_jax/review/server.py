@@ -63,17 +63,17 @@ class Server:
         self.check_every, self.overlap = check_every, overlap
         self._checks = tasks.attention_checks(shipped.label_pairs())
         self._lock = threading.Lock()
-        self._rows: dict[str, tuple[str, list[Row]]] = {}  # view -> (version, rows)
+        self._rows: dict[str, tuple[str, tuple[list[Row], int]]] = {}  # view -> (version, rows)
         self._compared: tuple[str, list[tasks.Task], list] = ("", [], [])
         self._results: tuple[Any, dict[str, Any]] = (None, {})
         self.why = ""  # why there is nothing to compare
 
     def overview(self) -> dict[str, Any]:
-        counts = {view: len(self.rows(view)) for view in FOLDERS}
+        found = {view: self.rows(view) for view in FOLDERS}
         return {
             "written": "",
             "runs": [overview(workdir) for workdir in self.workdirs],
-            "rows": {view: [count, count] for view, count in counts.items()},
+            "rows": {view: [len(made), there] for view, (made, there) in found.items()},
         }
 
     def versions(self) -> dict[str, str]:
@@ -86,10 +86,11 @@ class Server:
         ]
         return {**found, "overview": " ".join([*done, *found.values()])}
 
-    def rows(self, view: str) -> list[Row]:
+    def rows(self, view: str) -> tuple[list[Row], int]:
+        """As `rows.rows`, read again where records have changed."""
         with self._lock:
             now = version(self.workdirs, view)
-            if self._rows.get(view, ("", []))[0] != now:
+            if view not in self._rows or self._rows[view][0] != now:
                 self._rows[view] = now, rows(self.workdirs, view)
             return self._rows[view][1]
 
@@ -169,7 +170,7 @@ def app(server: Server, token: str = "") -> Starlette:
         view, after = request.path_params["view"], request.query_params.get("after", "0")
         if view not in FOLDERS or not after.isdecimal():
             return _error("there are no such rows", 404)
-        found, start = await run_in_threadpool(server.rows, view), int(after)
+        (found, _), start = await run_in_threadpool(server.rows, view), int(after)
         part = found[start : start + ROWS_A_PAGE]
         return JSONResponse({"rows": part, "more": start + len(part) < len(found)})
 

@@ -141,7 +141,7 @@ function Filters({ rows, filter, change, view, runs }) {
 function Counts({ view, overview, rows, found }) {
   const [kept, all] = overview.rows[view];
   const left = all - kept;
-  return html`<p class="quiet" role="status" id="counts">${found.length} of ${rows.length} rows${rows.length < kept ? `, ${kept - rows.length} still being read` : ""}${left > 0 ? `; ${left} more did not fit into this file: cai-jax serve shows all` : ""}</p>`;
+  return html`<p class="quiet" role="status" id="counts">${found.length} of ${rows.length} rows${rows.length < kept ? `, ${kept - rows.length} still being read` : ""}${left > 0 ? `; ${left} more are left out, evenly` : ""}</p>`;
 }
 
 function List({ found, page, setPage, at, pick, hide }) {
