@@ -68,10 +68,10 @@ class SnapshotSettings:
                 "one) or config.records (people's comparisons), not "
                 f"{len(judges)} of them."
             )
-        if bool(self.runs) == bool(self.records):
+        if not self.runs and not self.records:
             raise ValueError(
-                "config.runs names the folders whose answers are judged; config.records holds "
-                "comparisons already made; give one of the two."
+                "config.runs is empty; name the folders whose answers are judged, or give "
+                "comparisons already made in config.records."
             )
         if self.shard_size < 1 or self.resamples < 1:
             raise ValueError("shard_size and resamples must be at least 1.")
@@ -99,11 +99,12 @@ def compare_runs(config: Mapping[str, Any], path: Path, force: bool, progress: P
     workdir = Workdir(path, force)
     snapshots: dict[str, Snapshot] = {}
     by_revision: dict[str, list[RevisionScore]] = {}
+    folders = [storage.path(run.strip()) for run in s.runs.split(",") if run.strip()]
     if s.records:
         made = snapshot_comparisons.read(storage.path(s.records))
+        snapshots = _compared(made, folders) if folders else {}
         workdir.prepare(s, 10_000_000)
     else:
-        folders = [storage.path(run.strip()) for run in s.runs.split(",")]
         snapshots, answers = read_runs(folders)
         undecided = snapshot_comparisons.paired_answers(answers)
         revisions = read_revisions(folders) if s.preference_model else {}
@@ -167,6 +168,20 @@ def compare_runs(config: Mapping[str, Any], path: Path, force: bool, progress: P
         ]
         title = f"PM score of red-team revisions, {run}"
         progress.results_table(title, ("score", "less the initial response's"), rows)
+
+
+def _compared(made: Sequence[SnapshotComparison], folders: list[Path]) -> dict[str, Snapshot]:
+    """The runs' snapshots that people compared.
+
+    Raises:
+      ConfigError: they compared another.
+    """
+    known = read_runs(folders)[0]
+    named = dict.fromkeys(name for c in made for name in (c.snapshot_a, c.snapshot_b))
+    if strange := set(named) - set(known):
+        said = f"config.records compares '{min(strange)}', which is no snapshot of config.runs."
+        raise ConfigError(said)
+    return {name: known[name] for name in named}
 
 
 def read_runs(folders: list[Path]) -> tuple[dict[str, Snapshot], dict[str, list[Answer]]]:

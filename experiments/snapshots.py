@@ -24,9 +24,10 @@ def get_config() -> ConfigDict:
     config.runs = ""
 
     # One of three judges: a model by name or path, which is asked in both orders; the workdir of
-    # `human-preferences`, or of a run, whose preference model scores; or, instead of `runs`,
-    # people's comparisons: a file of one JSON object a line, or a folder of such files, as this
-    # verb leaves in WORKDIR/comparisons/records.
+    # `human-preferences`, or of a run, whose preference model scores; or people's comparisons: a
+    # file of one JSON object a line, such as `cai-jax serve` gives, or a folder of such files, as
+    # this verb leaves in WORKDIR/comparisons/records. `runs` then names the runs that they compare,
+    # for figures; without it there are tables alone.
     config.judge = ""
     config.preference_model = ""
     config.records = ""

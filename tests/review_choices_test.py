@@ -241,23 +241,26 @@ def test_exports_are_what_other_stages_read(compared, checks, tmp_path):
         assert (record.prob_a == 1) == (order.index(c.snapshot_a) < order.index(c.snapshot_b))
 
 
-def test_evaluate_takes_the_exported_file_as_people(compared, checks, tmp_path, capsys):
-    pairs, ties = compared
+def test_people_are_a_judge_of_evaluate_and_of_figures(checks, tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    pairs, ties = tasks_of_runs([run])
     tasks = {task.id: task for task in [*pairs, *checks]}
-    choices = judged(compared, checks, "ann", ["RL-CAI", "SL-CAI", "initial"])
+    choices = judged((pairs, ties), checks, "ann", ["RL-CAI", "SL-CAI", "initial"])
     file = tmp_path / "people.jsonl"
     file.write_text(results.snapshot_lines(tasks, ties, choices), "utf-8")
-    code = cli.main(
-        ["evaluate", f"--config={ROOT / 'experiments' / 'snapshots.py'}",
-         f"--workdir={tmp_path / 'judged'}", f"--config.records={file}", "--config.hard=True",
-         "--config.anchor=SL-CAI", "--config.runs="]
-    )  # fmt: skip
-    assert code == 0, capsys.readouterr().err
+    evaluate = ["evaluate", f"--config={ROOT / 'experiments' / 'snapshots.py'}",
+                f"--workdir={tmp_path / 'judged'}", f"--config.records={file}"]  # fmt: skip
+    assert cli.main([*evaluate, f"--config.runs={run}"]) == 0, capsys.readouterr().err
     found = json.loads((tmp_path / "judged" / "results.json").read_text())
     shown = results.results(tasks, ties, choices)["standings"]["harmlessness"]["elo"]
-    assert found["standings"]["red_team"]["elo"]["RL-CAI"]["value"] == pytest.approx(
-        shown["RL-CAI"]["value"]
-    )
+    elo = found["standings"]["red_team"]["elo"]
+    assert {k: pytest.approx(v) for k, v in shown.items()} == elo
+    for figure in (2, 3, 8):
+        argv = ["figures", f"--figure={figure}", f"--runs={tmp_path / 'judged'}"]
+        assert cli.main([*argv, f"--workdir={tmp_path / 'figures'}"]) == 0, capsys.readouterr().err
+    other = write_run(tmp_path / "other")
+    assert cli.main([*evaluate, f"--config.runs={run},{other}"]) == 2
+    assert "which is no snapshot of config.runs" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_is_not_finished_gives_no_pairs(tmp_path):

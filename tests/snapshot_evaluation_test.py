@@ -165,7 +165,7 @@ def test_peoples_comparisons(tiny_cache, tmp_path, capsys):
     [
         (["runs=nowhere"], "give one judge: config.judge"),
         (["runs=nowhere", "judge=x", "preference_model=y"], "not 2 of them"),
-        (["judge=x"], "config.runs names the folders"),
+        (["judge=x"], "config.runs is empty"),
         (["runs=nowhere", "judge=x"], "nowhere has no finished 'evaluation'"),
         (["runs=a/x,b/x", "judge=x"], "two folders have one name"),
         (["records=nowhere.jsonl"], "nowhere.jsonl"),

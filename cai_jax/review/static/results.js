@@ -37,7 +37,7 @@ function Results() {
       <table id="raters"><caption>Raters</caption><thead><tr><td></td><th scope="col">choices</th><th scope="col">skipped</th><th scope="col">attention checks right</th></tr></thead>
         <tbody>${found.raters.map((r) => html`<tr><th scope="row">${r.name}</th><td>${r.choices}</td><td>${r.skipped}</td><td>${r.checks ? `${r.passed} of ${r.checks}` : "–"}</td></tr>`)}</tbody></table>
       <p id="agreement">Two raters of one pair choose the same answer: ${share(found.agreement.same)}${found.agreement.alpha !== null ? `; Krippendorff's alpha ${found.agreement.alpha.toFixed(2)}` : ""} (pairs that several rated: ${found.agreement.pairs}).</p>
-      <p>Files: <a href="/export/snapshot_comparisons.jsonl" download>snapshot_comparisons.jsonl</a>, for <code>cai-jax evaluate --config=experiments/snapshots.py --config.records=FILE</code> and its figures; <a href="/export/comparisons.jsonl" download>comparisons.jsonl</a>, Comparison records.</p>`}</main>`;
+      <p>Files: <a href="/export/snapshot_comparisons.jsonl" download>snapshot_comparisons.jsonl</a>, for <code>cai-jax evaluate --config=experiments/snapshots.py --config.runs=RUN --config.records=FILE</code> and its figures; <a href="/export/comparisons.jsonl" download>comparisons.jsonl</a>, Comparison records.</p>`}</main>`;
 }
 
 const root = document.getElementById("app");
