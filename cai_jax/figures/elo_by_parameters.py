@@ -47,7 +47,7 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
         [f"Responses compared by {judged_by(folders)}; Elo by maximum likelihood, SL-CAI at 0."],
         folders,
         n,
-        "the judge is who is named here, not crowdworkers; no RLHF on people's harmlessness labels.",
+        "judged by those named, not crowdworkers; no RLHF on people's harmlessness labels.",
         beside_the_paper=True,
     )
     return lines.draw("Elo by model size", text, panels, stem)

@@ -39,7 +39,7 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
         [f"Responses compared by {judged_by(folders)}; Elo by maximum likelihood, SL-CAI at 0."],
         folders,
         n,
-        "the judge is who is named here, not crowdworkers; one snapshot a run after RL instead of four; the "
+        "judged by those named, not crowdworkers; one snapshot a run after RL instead of four; the "
         "axis is logarithmic beyond the first sequences, since ours are far fewer.",
         beside_the_paper=True,
     )

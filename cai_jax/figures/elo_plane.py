@@ -39,7 +39,7 @@ def draw(folders: Sequence[Folder], stem: Path) -> list[Path]:
         ],
         folders,
         [p.n for s in points for p in (s.helpful, s.harmless)],
-        "the judge is who is named here, not crowdworkers; one RL snapshot a run instead of four.",
+        "judged by those named, not crowdworkers; one RL snapshot a run instead of four.",
         beside_the_paper=True,
     )
     figure, (left, bottom, width, height) = style.new_figure(
