@@ -88,6 +88,7 @@ def test_a_bucket_out_of_reach_is_no_damage(saved):
     assert same(checkpoints.restore(state(0))[0], state(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [0, 503])
 def test_a_short_outage_is_waited_for(store, status):
     """By each of the clients that write or read a checkpoint."""

@@ -225,6 +225,7 @@ def test_helpful_answers(tmp_path):
     assert forced(engine.scripts[0]) == "\n\nHuman: question-0\n\nAssistant:"
 
 
+@pytest.mark.slow
 def test_with_a_real_engine_nothing_depends_on_shards_or_slots(tmp_path, model):
     """Sampled at temperature 1; the model is tiny and random, its texts are noise."""
     found = []

@@ -91,6 +91,7 @@ def test_dpo_learns_the_better_response_and_its_end(settings):
     assert learnt[-1] in model.tokenizer.end_ids
 
 
+@pytest.mark.slow
 def test_a_feedback_model_of_its_own_is_looked_at_too(look):
     shown, faults = look(tiny_model(), tiny_model(chat=True))
     assert not faults
@@ -108,6 +109,7 @@ def test_pad_that_ends(look):
     assert faults == {"model: pad differs from the end tokens": "[<|end|>] is both"}
 
 
+@pytest.mark.slow
 def test_two_bos(look):
     tokenizer = ChatBytesTokenizer()
     tokenizer.bos_id = 256

@@ -205,6 +205,7 @@ def check_all(model, scripts, transcripts):
         check(model, script, transcript)
 
 
+@pytest.mark.slow
 def test_random_scripts_equal_plain_forward_passes(engine, model):
     scripts = random_scripts(60, seed=1)
     transcripts = engine.run(scripts, seed=3)
@@ -214,6 +215,7 @@ def test_random_scripts_equal_plain_forward_passes(engine, model):
     assert min(map(reasons.count, ("end", "stop", "length"))) > 5
 
 
+@pytest.mark.slow
 def test_random_scripts_with_a_shared_prefix_equal_plain_forward_passes(engine, model):
     scripts = random_scripts(30, seed=2, shared=SHARED)
     transcripts = engine.run(scripts, seed=3)

@@ -126,6 +126,7 @@ def test_what_is_new_stays_in_order():
     assert [t.id for t in kept] == ["g1"]
 
 
+@pytest.mark.slow
 def test_with_a_real_engine_nothing_depends_on_shards_or_slots(tmp_path, model):
     found = [
         sampled(tmp_path / str(size), Engine(model, size, 512), 3, shard_size=size)[0]

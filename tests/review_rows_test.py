@@ -166,6 +166,7 @@ def test_hostile_text_is_nowhere_in_the_file_as_it_is(tmp_path):
     assert any(HOSTILE[0] in t for row in rows_in(report, "chains") for t in row["texts"])
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows_stay_below_ten_megabytes(tmp_path):
     """With texts that hardly shrink some rows stay out, evenly, and the page says how many."""
     import random

@@ -97,6 +97,7 @@ def test_sizes_are_what_the_readme_says():
     assert counts["small"] < counts["medium"] / 3 < counts["large"] / 6 < 1.1e6
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_it_stopped_and_leaves_models_that_load(words, tmp_path, capsys):
     found = {}
     for folder in ("whole", "again"):
