@@ -141,6 +141,27 @@ def test_rating_undoing_and_going_on_after_a_restart(run):
     assert again.get("/api/rate/task?rater=bob").json()["done"] == 0
 
 
+def test_the_answer_that_was_chosen_is_the_one_that_wins(run):
+    """From what a rater saw to the exported record, on both sides and for every rater."""
+    client, chosen, sides = client_of(run, check_every=0), {}, set()
+    for rater in ("ann", "bob"):
+        state = client.get(f"/api/rate/task?rater={rater}").json()
+        for n in range(12):
+            task, choice = state["task"], "1234"[n % 4]
+            better = task["left"] if choice in "12" else task["right"]
+            chosen[rater, frozenset((task["left"], task["right"]))] = better
+            state = choose(client, task["id"], choice, rater).json()
+    for name in ("snapshot_comparisons.jsonl", "comparisons.jsonl"):
+        records = [json.loads(line) for line in client.get(f"/export/{name}").text.splitlines()]
+        assert len(records) == 24
+        for r in records:
+            pair = frozenset((r["response_a"], r["response_b"]))
+            won = r["response_a"] if r["prob_a"] == 1 else r["response_b"]
+            assert chosen[r.get("judge") or r["labeler"], pair] == won
+            sides.add(r["prob_a"])
+    assert sides == {0.0, 1.0}
+
+
 @pytest.mark.parametrize(
     "body",
     [
