@@ -16,7 +16,7 @@ USAGE = """cai-jax: Constitutional AI, from a constitution to an assistant.
   cai-jax VERB --config=experiments/quickstart.py --workdir=runs/quickstart [--config.KEY=VALUE]
 
 A whole run, or one stage of it; each continues where a former run stopped:
-  run           every stage below, then the table
+  run           every stage below, then the table and a report to look at
   revise        sample responses to red-team prompts, criticise and revise them
   finetune      SL-CAI: finetune on the revisions
   compare       let the feedback model choose between pairs of responses
