@@ -189,7 +189,10 @@ def _take_step(
     revised = _sampled(
         speaker, segments, f"revision {number}", sampling, screen, f"{title}revision"
     ).strip()
-    screen.difference(last.text, revised)
+    if revised == last.text:
+        say("(nothing changed)")
+    else:
+        screen.difference(last.text, revised)
     speaker.talk, speaker.critique = asked.assistant(revised), None
 
 

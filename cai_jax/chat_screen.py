@@ -36,7 +36,7 @@ class Pipe:
         written: list[str | None] = [None] * len(titles)
 
         def show(place: int, text: str, whole: bool) -> None:
-            if written[place] is None and len(titles) > 1:
+            if written[place] is None and titles[place]:
                 print(f"[{titles[place]}]", flush=True)
             # A stripped reply may be shorter than what stood there while it was written.
             print(text[len(written[place] or "") :], end="\n" if whole else "", flush=True)

@@ -215,7 +215,8 @@ def test_critique_and_revise_are_the_stages_prompts(typed, workdir):
     criticised = engine.run([Script((*forced, sample), id="b")])[0].segments[-1]
     chain = (*forced, Force(criticised.text), *revision(model.format, principle), sample)
     revised = engine.run([Script(chain, id="c")])[0].segments[-1]
-    assert out.startswith(f"{answer}\n{criticised.text.strip()}\n{revised.text.strip()}\n")
+    written = [answer, "[critique]", criticised.text.strip(), "[revision]", revised.text.strip()]
+    assert out.startswith("\n".join(written) + "\n")
     shown = "".join(
         {"removed": f"[-{t}-]", "added": f"{{+{t}+}}", "": t}[how]
         for how, t in chat_screen.differences(answer, revised.text.strip())
