@@ -105,12 +105,12 @@ def browser(driver):
 class Served:
     """`cai-jax serve` in a process of its own."""
 
-    def __init__(self, *workdirs, port=0):
+    def __init__(self, *workdirs, port=0, cwd=ROOT):
         command = [sys.executable, "-m", "cai_jax.cli", "serve", f"--port={port}",
                    "--check_every=10", "--workdir", *map(str, workdirs)]  # fmt: skip
         own = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | own, stderr=subprocess.PIPE, text=True
+            command, cwd=cwd, env=os.environ | own, stderr=subprocess.PIPE, text=True
         )
         said = self.process.stderr.readline()
         assert said.startswith("http://"), said + self.process.stderr.read()
@@ -132,8 +132,8 @@ def serving():
     """serving(workdirs, port) -> Served; ended after the test."""
     made = []
 
-    def serve(*workdirs, port=0):
-        made.append(Served(*workdirs, port=port))
+    def serve(*workdirs, **how):
+        made.append(Served(*workdirs, **how))
         return made[-1]
 
     yield serve
@@ -384,10 +384,13 @@ def test_screenshots(browser, serving, tmp_path):
     to = Path(os.environ.get("CAI_JAX_SCREENSHOTS", tmp_path / "pictures")).resolve()
     to.mkdir(parents=True, exist_ok=True)
     run = Path(os.environ.get("CAI_JAX_RUN") or write_run(tmp_path / "run"))
-    server = serving(shutil.copytree(run, tmp_path / "shown" / run.name))
+    shutil.copytree(run, tmp_path / "runs" / run.name)
+    server = serving(f"runs/{run.name}", cwd=tmp_path)  # the path is in the pictures
     for name, place in (("run", "/"), ("chains", "/#chains/"), ("rate", "/rate"),
                         ("results", "/results")):  # fmt: skip
         browser.open(server.address + place)
+        if name == "run":
+            browser.until(lambda: browser.all("article table"))
         if name == "chains":
             browser.counts()
             browser.press("j", "j", "r")

@@ -132,7 +132,7 @@ def _given(options: argparse.Namespace) -> list[Path]:
     if not names:
         raise ToolError("give --workdir=DIR of a run, or of several.")
     workdirs = [storage.path(name) for name in names]
-    workdirs = [w if storage.in_bucket(w) else w.resolve() for w in workdirs]
+    workdirs = [w.resolve() if w.name in ("", "..") else w for w in workdirs]  # such as "."
     if len({workdir.name for workdir in workdirs}) < len(workdirs):
         raise ToolError("two workdirs have one name; rename one of them.")
     return workdirs
