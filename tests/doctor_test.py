@@ -100,6 +100,7 @@ def test_a_feedback_model_of_its_own_is_looked_at_too(look):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_pad_that_ends(look):
     class PadIsEnd(type(tiny_model().tokenizer)):
         pad_id = 257
@@ -121,6 +122,7 @@ def test_two_bos(look):
     assert set(faults.values()) == {"there are two in a row"} and len(faults) == 6
 
 
+@pytest.mark.slow
 def test_end_of_turn_that_is_no_end_token(look):
     model = dataclasses.replace(tiny_model(chat=True), tokenizer=ChatBytesTokenizer())
     _, faults = look(model)
@@ -130,6 +132,7 @@ def test_end_of_turn_that_is_no_end_token(look):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_end_token_without_logit(look):
     model = tiny_model()
     model = dataclasses.replace(model, tokenizer=model.tokenizer.ending_with([300]))

@@ -65,6 +65,7 @@ def test_experts_that_nobody_chose_and_gradients():
     jax.test_util.check_grads(loss, (x, *args), order=1, modes=("rev",), atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_a_model_with_experts_decodes_what_its_forward_pass_scores():
     model = tiny_model(experts=5, experts_per_token=2)
     assert model.config == MIXED

@@ -233,6 +233,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_the_command_with_a_real_engine(tmp_path, tiny_cache):
     """Two modes on two pairs, by a tiny model; the stage's tests have the others' Scripts run."""
     experiment = tiny_run.write(tmp_path / "experiment")

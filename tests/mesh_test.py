@@ -143,6 +143,7 @@ def in_subprocess(code, **environment):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_same_losses_on_one_device_and_on_meshes_of_eight():
     out = in_subprocess(EIGHT, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert out.count("equal on") == 4
@@ -230,6 +231,7 @@ def test_a_mesh_of_other_axes_is_not_taken_for_ours():
     assert mesh.traced_mesh_of({"a": x}) is None and mesh.traced_mesh_of(np.zeros(2)) is None
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_one_reads_their_checkpoint(tmp_path):
     code = """
         import json, sys

@@ -221,6 +221,7 @@ def test_the_command(labelled, capsys, monkeypatch):
     assert "relabel" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_real_run_goes_on_from_the_new_labels(finished, tiny_cache, tmp_path, capsys):
     """`compare` then takes itself for finished; what was made from the old labels does not."""
     experiment, workdir = finished

@@ -159,6 +159,7 @@ def test_logits_equal_transformers_on_smollm2(smollm2, smollm2_in_transformers):
     assert_rows_equal_transformers(smollm2, smollm2_in_transformers, rows, 1e-3)
 
 
+@pytest.mark.slow
 def test_greedy_decoding_equals_transformers_on_smollm2(smollm2, smollm2_in_transformers):
     prompts = smollm2_prompts(smollm2)
     assert_generates_as_transformers(smollm2, smollm2_in_transformers, prompts, 24)
