@@ -52,10 +52,6 @@ class Speaker:
     talk: Conversation = dataclasses.field(default_factory=Conversation)
     critique: tuple[CritiquePrinciple, str] | None = None
 
-    @property
-    def answered(self) -> bool:
-        return bool(self.talk.turns)
-
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -165,7 +161,7 @@ def _take_step(
       ToolError: there is no answer, or no such principle.
       ScriptError: it does not fit the context.
     """
-    if not speaker.answered:
+    if not speaker.talk.turns:
         raise ToolError("there is no answer yet; type a message first")
     *before, last = speaker.talk.turns
     form, asked = speaker.model.format, Conversation(tuple(before))

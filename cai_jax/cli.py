@@ -190,12 +190,12 @@ def _run(verb: str, arguments: list[str]) -> None:
     }
     defaults = defaults_of(arguments) if verb == "run" else None
     with hosts.leaving(), ending(), Progress() as progress:
-        if defaults is not None:
-            for line in differences(config.to_dict(), defaults):
-                progress.say(line)
+        differing = [] if defaults is None else differences(config.to_dict(), defaults)
+        for line in differing:
+            progress.say(line)
         run = Run(settings, Workdir(workdir, force), progress)
         if defaults is not None:
-            run.workdir.note("differences.json", differences(config.to_dict(), defaults))
+            run.workdir.note("differences.json", differing)
         ledger = Ledger(run.workdir.path, launched)
         for name in STAGES if verb == "run" else (verb,):
             with ledger.stage(name):
