@@ -15,7 +15,7 @@ from cai_jax import cli
 from cai_jax.mesh import make_mesh
 from cai_jax.models import heads, lora
 from cai_jax.plan import remedies, report, search
-from cai_jax.plan.decoding import Shapes, decoding_programs
+from cai_jax.plan.decoding import STOPS, Shapes, decoding_programs
 from cai_jax.plan.hours import hours, times_of
 from cai_jax.plan.program import Compiled, Part, Program, compile_program
 from cai_jax.plan.programs import programs_of
@@ -164,6 +164,32 @@ def test_a_compiled_step_is_the_one_that_training_takes(model):
     assert split.temporary < whole.temporary
     again = steps_of(model, finetune__remat="full")["finetune"]
     assert again.flops == pytest.approx(whole.program.flops * 4 / 3)
+
+
+def test_memory_by_kind_is_all_of_it(model):
+    trunk = 4 * sum(x.size for x in jax.tree.leaves(model.params))
+    s = settings(engine__slots=4, engine__max_length=128)
+    mesh = one_device()
+    programs = {p.name: p for p in programs_of(s, model.config, mesh)}
+    rows = {name: compile_program(programs[name], mesh) for name in ("finetune", "PPO, policy")}
+    for row in rows.values():
+        kinds = row.kinds()
+        assert kinds["params"] == kinds["gradients"] == trunk
+        assert kinds["optimizer"] == pytest.approx(2 * trunk, abs=100)
+        assert 0 < kinds["cache, batch"] < 5000 and kinds["temporaries"] > 0
+        assert sum(kinds.values()) == row.total
+    decode = compile_program(programs["PPO, a token a slot"], mesh)
+    token = 2 * 4 * model.config.layers * model.config.kv_heads * model.config.head_dim
+    cache = 4 * 128 * token + 4 * 4 * model.config.vocab_size
+    stops = STOPS * model.config.vocab_size * 2
+    assert decode.kinds()["cache, batch"] == pytest.approx(cache + stops, abs=500)
+    assert decode.kinds()["params"] == trunk and decode.kinds()["gradients"] == 0
+    assert programs["PPO, to decode"].params == 2 * trunk
+    table = report.memory_table([rows["finetune"], decode], HERE)
+    assert list(table.columns[5].cells) == ["0.00", "0.00"]
+    assert len(table.columns) == 8 and next(iter(table.columns[7].cells)).endswith("%")
+    adapted = steps_of(model, lora__rank=2, lora__alpha=4.0)["finetune"]
+    assert adapted.params > trunk and adapted.gradients < trunk / 2
 
 
 def test_a_compiled_decode_step_holds_and_moves_weights_and_cache(model):

@@ -149,7 +149,7 @@ def decoding_programs(s: Shapes) -> Iterator[Program]:
     held = s.weights + local_bytes((s.cache, s.logits))
     beside = local_bytes(sharded(params_of(s.config, s.dtype), s.mesh))
     forward = forward_flops(params_of(s.config), s.length, s.config)
-    make = functools.partial(Program, group="engine", held=held, beside=beside)
+    make = functools.partial(Program, group="engine", held=held, beside=beside, params=s.weights)
     yield make(TOKEN, parts=(Part(burst(s), steps=STEPS),), flops=s.slots * forward)
     parts, layers = readers(s), s.config.layers
     read = Part(parts["read layer"], layers - 1), Part(parts["last read layer"])
@@ -170,4 +170,5 @@ def relayout(s: Shapes, policy: Any, beside: int) -> Program:
         Part(others.lower(rest, dtype=s.dtype)),
     )
     size = local_bytes(policy)
-    return Program("PPO, to decode", "engine", parts, size + s.weights, beside - size, 0.0)
+    both = size + s.weights
+    return Program("PPO, to decode", "engine", parts, both, beside - size, 0.0, both)

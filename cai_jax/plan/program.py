@@ -47,6 +47,8 @@ class Program:
       beside: bytes on a device of what its stage holds meanwhile and it has no part in, such as
         the reference policy.
       flops: of the whole program on all devices: the model's, and what `remat` computes again.
+      params, optimizer: bytes on a device of weights and of an optimiser's state, of `held`.
+      gradients: bytes on a device of what a step has while it works.
     """
 
     name: str
@@ -55,6 +57,9 @@ class Program:
     held: int
     beside: int
     flops: float
+    params: int = 0
+    optimizer: int = 0
+    gradients: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +86,19 @@ class Compiled:
     def total(self) -> int:
         """Bytes that stand in memory while the program runs."""
         return self.held + self.temporary + self.program.beside
+
+    def kinds(self) -> dict[str, int]:
+        """`total` by what the bytes are of."""
+        program = self.program
+        gradients = min(program.gradients, self.temporary)
+        return {
+            "params": program.params,
+            "optimizer": program.optimizer,
+            "cache, batch": self.held - program.params - program.optimizer,
+            "beside": program.beside,
+            "gradients": gradients,
+            "temporaries": self.temporary - gradients,
+        }
 
     def bounds(self, chip: Chip, chips: int) -> dict[str, float]:
         """Seconds that each resource is busy, were it used at its published rate.

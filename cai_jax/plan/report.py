@@ -44,6 +44,7 @@ def plan(s: RunSettings, name: str, slices: int, price: float, progress: Progres
     progress.say(f"{s.model} on {found.name}: {room}, mesh axes: {sizes}")
     rows = compile_all(s, config, mesh, progress)
     progress.console.print(table(rows, found))
+    progress.console.print(memory_table(rows, found))
     for line in links(rows):
         progress.say(line)
     stages = hours(times_of(s, data), rows, found)
@@ -97,6 +98,20 @@ def table(rows: Sequence[Compiled], found: Topology) -> Table:
             _seconds(bounds[slowest]),
             slowest,
         )
+    return made
+
+
+def memory_table(rows: Sequence[Compiled], found: Topology) -> Table:
+    """What stands in memory, by kind, and how much of a device's that is; a line a program."""
+    room = found.chip.hbm
+    title = f"Of the {room / 1e9:.1f} GB of a device"
+    made = Table(box=box.SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
+    made.add_column("", no_wrap=True)
+    for heading in (*rows[0].kinds(), "of all"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        sizes = (f"{x / 1e9:.2f}" for x in row.kinds().values())
+        made.add_row(row.program.name, *sizes, f"{row.total / room:.0%}")
     return made
 
 

@@ -93,7 +93,11 @@ def training_steps(s: RunSettings, config: ModelConfig, mesh: Mesh) -> Iterator[
         model = tokens * flops.flops_per_token(*shape, length, config.windows)
         again = 4 / 3 if of.remat == "full" else 1  # the forward pass, a third of the three
         parts = (Part(program.lower(start, batch, *base)),)
-        return Program(name, group, parts, local_bytes((start, base)), 0, model * again)
+        return Program(
+            name, group, parts, local_bytes((start, base)), 0, model * again,
+            params=local_bytes((start.params, base)), optimizer=local_bytes(start.opt_state),
+            gradients=local_bytes(start.params),
+        )  # fmt: skip
 
     f = s.finetune
     size = f.batch_size, f.length
@@ -179,7 +183,7 @@ def scoring_programs(
         size = local_bytes(params)
         shape = whole if params is policy else params
         work = o.batch_size * length * forward_flops(shape, length, config)
-        return Program(f"PPO, {name}", "ppo", (Part(lowered),), size, holds - size, work)
+        return Program(f"PPO, {name}", "ppo", (Part(lowered),), size, holds - size, work, size)
 
     static = {"dtype": o.compute_dtype}
     lowered = jit_reply_logprobs.lower(config, policy, *texts, o.temperature, **static)
