@@ -17,4 +17,5 @@ def get_config() -> ConfigDict:
     config = llama3_8b()
     config.model = "paper-52b"
     config.finetune.batch_size = 1024
+    config.finetune.microbatches = 2
     return config

@@ -37,7 +37,7 @@ PROGRAM = """
     from jax.sharding import PartitionSpec
 
     from cai_jax.decoding import Engine, bursts, reading
-    from cai_jax.models import cached, slot_attention
+    from cai_jax.models import slot_attention
     from cai_jax.script import Choose, Force, Sample, Script
 
     model = tiny_model(vocab_size=264, heads=8, kv_heads=4)
@@ -63,10 +63,10 @@ PROGRAM = """
     scripts = [script(n) for n in range(12)]
     for name, shape in json.loads(sys.argv[1]).items():
         if "kernel" in name:
-            cached.by_kernel = reading.by_kernel = lambda mesh: True
-            for module, attend in ((cached, "decode_attention"), (reading, "read_attention")):
-                kernel = functools.partial(getattr(slot_attention, attend), interpret=True)
-                setattr(module, attend, kernel)
+            slot_attention.by_kernel = reading.by_kernel = lambda mesh: True
+            interpreted = functools.partial(functools.partial, interpret=True)
+            slot_attention.decode_attention = interpreted(slot_attention.decode_attention)
+            reading.read_attention = interpreted(reading.read_attention)
             jax.clear_caches()
         mesh = shape and make_mesh(dict(zip(MESH_AXES, shape)))
         engine = Engine(dataclasses.replace(model, params=place(model.params, mesh)), 8, 128)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax.models import slot_kernel
+from cai_jax.mesh import fitted
+from cai_jax.models import kv_cache, slot_attention, slot_kernel
 from cai_jax.models.attention import Part, cached_attention
 from cai_jax.models.slot_attention import decode_attention, read_attention
 from cai_jax.models.tiles import Tiles, among, tiled_attention
@@ -126,6 +127,27 @@ def test_options_are_read_as_in_tiles_by_xla(limits, before):
     close(found, tiled_attention(*args, **limits), "float32")
 
 
+def test_tokens_are_written_as_by_xla():
+    """What is out of range goes nowhere. On meshes by `engine_mesh_test`."""
+    kv_heads, size = 4, 8
+    draw = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(draw.normal(size=shape), "float32")  # noqa: E731
+    held = normal(kv_heads, SLOTS, size, LENGTH), normal(kv_heads, SLOTS, LENGTH, size)
+
+    def both(new, slots, places):
+        write = jax.jit(functools.partial(slot_attention.write, mesh=None))
+        found = write(held, new, slots, places)
+        to = jnp.arange(SLOTS) if slots is None else slots
+        for one, expected in zip(found, kv_cache.write(held, new, to, places), strict=True):
+            np.testing.assert_array_equal(one, expected)
+        assert not np.array_equal(found[0], held[0])
+
+    new = lambda count: (normal(count, kv_heads, size), normal(count, kv_heads, size))  # noqa: E731
+    both(new(SLOTS), None, jnp.array([0, 3, LENGTH - 1, LENGTH, 7, 7]))
+    slots = jnp.array([4, 4, 0, SLOTS, 1, 5, 2, 3, SLOTS])
+    both(new(9), slots, jnp.array([0, 1, 2, 3, LENGTH, 5, LENGTH - 1, 7, LENGTH]))
+
+
 @pytest.mark.parametrize("window", [None, 9])
 def test_blocks_that_a_row_does_not_see_are_not_fetched(monkeypatch, window):
     """They hold what would make all of a tile's results NaN."""
@@ -162,8 +184,6 @@ def test_it_compiles_for_tpus(topology, kv_heads, group, size, dtype, limited):
     With a window and a soft cap too.
     """
     from benchmarks import tpu
-    from cai_jax.mesh import fitted
-    from cai_jax.models.kv_cache import AXES
 
     mesh, slots, length, tokens = tpu.mesh_for(topology, fsdp=2, tensor=2), 16, 1300, 512
 
@@ -171,8 +191,8 @@ def test_it_compiles_for_tpus(topology, kv_heads, group, size, dtype, limited):
         return jax.ShapeDtypeStruct(shape, kind, sharding=fitted(mesh, shape, *names))
 
     def layer(slots):
-        k = array(dtype, (kv_heads, slots, size, length), *AXES)
-        return k, array(dtype, (kv_heads, slots, length, size), *AXES)
+        k = array(dtype, (kv_heads, slots, size, length), *kv_cache.AXES)
+        return k, array(dtype, (kv_heads, slots, length, size), *kv_cache.AXES)
 
     def queries(tokens, *names):
         return array(dtype, (tokens, kv_heads, group, size), *names)
@@ -182,7 +202,7 @@ def test_it_compiles_for_tpus(topology, kv_heads, group, size, dtype, limited):
     tiles = jax.eval_shape(functools.partial(Tiles.of, tokens), column, column)
     tiles = jax.tree.map(lambda x: whole(x.shape), tiles)
     programs = {
-        decode_attention: (queries(slots, *AXES[::-1]), layer(slots), shared, column),
+        decode_attention: (queries(slots, *kv_cache.AXES[::-1]), layer(slots), shared, column),
         read_attention: (queries(tokens), layer(slots), shared, column, tiles, None),
     }
     for attend, args in programs.items():

@@ -1,5 +1,6 @@
 """An 8B model compiled for TPUs: a decode step moves little more than params and cache."""
 
+import dataclasses
 import importlib.util
 
 import jax.numpy as jnp
@@ -27,6 +28,17 @@ def test_a_step_moves_params_and_cache_once(topology):
     # Below 1 where some weights stay in on-chip memory from step to step.
     assert 0.7 < step.ratio < 1.15, step.traffic.largest
     assert step.temporary < step.arguments / 2
+
+
+def test_heads_that_share_a_device_stay_where_they_are(topology):
+    """A token is written into four heads of a slot without moving the others (four layers)."""
+    from benchmarks import tpu, tpu_decode
+
+    mesh = tpu.mesh_for(topology, data=-1, tensor=2)
+    model = dataclasses.replace(LLAMA_3_8B, layers=4)
+    shapes = Shapes(model, mesh, 128, 1024, jnp.dtype("bfloat16"))
+    step = tpu_decode.compile_step(shapes)
+    assert 0.7 < step.ratio < 1.15, step.traffic.largest
 
 
 def test_reading_needs_no_host_and_little_memory(topology):

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cai_jax.mesh import constrain, fitted
-from cai_jax.models import kv_cache
+from cai_jax.models import kv_cache, slot_attention
 from cai_jax.models.cached import Prefix, block, embedded, final_logits, project
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.kv_cache import KVCache
@@ -165,6 +165,8 @@ def extend_last(
 
 def _written(held, k, v, packed, mesh):
     """A layer's keys and values with those of new tokens."""
+    if by_kernel(mesh):
+        return slot_attention.write(held, (k, v), packed.to, packed.places, mesh)
     return kv_cache.constrained(kv_cache.write(held, (k, v), packed.to, packed.places), mesh)
 
 

@@ -17,14 +17,13 @@ from qwix import QArray
 
 from cai_jax.logprobs import softcapped
 from cai_jax.mesh import traced_mesh_of
-from cai_jax.models import kv_cache
+from cai_jax.models import kv_cache, slot_attention
 from cai_jax.models.attention import Part, cached_attention
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.experts import mixture
 from cai_jax.models.int8 import whole
 from cai_jax.models.kv_cache import KVCache
 from cai_jax.models.layers import ACTIVATIONS, Angles, query_scale, rotary_angles
-from cai_jax.models.slot_attention import by_kernel, decode_attention
 from cai_jax.models.transformer import Params, scaled_embedding
 
 Kept = TypeVar("Kept")
@@ -239,14 +238,16 @@ def attend_and_write(
     Returns:
       [R, K, G, C], and the layer's keys and values with the new ones.
     """
-    rows, number = jnp.arange(len(at)), jnp.arange(own.length)
-    shared = prefix and prefix.layer(layer)
-    held = kv_cache.write((own.k[layer], own.v[layer]), (k, v), rows, places)
+    shared, held = prefix and prefix.layer(layer), (own.k[layer], own.v[layer])
     # The first place of its own that each token sees; below 0, of the end of the prefix.
     begins = None if window is None else at - window + 1
-    if by_kernel(mesh):
+    if slot_attention.by_kernel(mesh):
+        held = slot_attention.write(held, (k, v), None, places, mesh)
         seen = jnp.where(places == at, at + 1, 0)  # nothing in a row that keeps nothing
-        return decode_attention(q, held, shared, seen, mesh, begins, softcap), held
+        out = slot_attention.decode_attention(q, held, shared, seen, mesh, begins, softcap)
+        return out, held
+    held = kv_cache.write(held, (k, v), jnp.arange(len(at)), places)
+    number = jnp.arange(own.length)
     mask = number <= at[:, None]
     mask = mask if begins is None else mask & (number >= begins[:, None])
     own_part, q = Part(*held, mask[:, None]), q.swapaxes(0, 1)[:, :, None]

@@ -1,4 +1,4 @@
-"""Attention to what stands in slots, on TPU: in decoding and in reading, by `slot_kernel`.
+"""Slots on TPU: attention to what stands in them, by `slot_kernel`, and what is written there.
 
 In decoding a token is a tile, in reading some tokens of one row that follow each other. What all
 rows read first is one slot, at which all tokens look together; what the same queries got of both is
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +118,38 @@ def read_attention(
     return _on(mesh, attend, (q, held, shared, slots, tiles, before, begins), names)
 
 
+def write(
+    held: Layer,
+    new: Layer,
+    slots: jax.Array | None,
+    places: jax.Array,
+    mesh: Mesh | None,
+) -> Layer:
+    """`kv_cache.write`, to heads and slots as one axis; slots None where each has a token.
+
+    Were heads an axis by themselves, the compiler would lay them out next to the last one to
+    write, and move all keys and values there and back for each token.
+    """
+    split = mesh and fitted(mesh, held[0].shape, *AXES).spec[1]
+
+    def write_here(held, new, slots, places):
+        kv_heads, count = held[0].shape[:2]
+        if slots is None:
+            slots = jnp.arange(count)
+        elif split:
+            slots -= jax.lax.axis_index(split) * count
+        inside = (slots >= 0) & (slots < count)
+        rows = jnp.where(inside, jnp.arange(kv_heads)[:, None] * count + slots, kv_heads * count)
+        k, v = (x.reshape(kv_heads * count, *x.shape[2:]) for x in held)
+        new_k, new_v = (x.swapaxes(0, 1).astype(k.dtype) for x in new)
+        k = k.at[rows, :, places].set(new_k, mode="drop")
+        v = v.at[rows, places].set(new_v, mode="drop")
+        return tuple(x.reshape(kv_heads, count, *x.shape[1:]) for x in (k, v))
+
+    by_slot = (AXES[::-1], (), AXES[1:]) if slots is None else ((None, *AXES[:1]), (), ())
+    return _on(mesh, write_here, (held, new, slots, places), (AXES, *by_slot))
+
+
 def _to_shared(
     q: jax.Array, shared: Shared | None, begins: jax.Array | None, kernel: Callable[..., State]
 ) -> list[State]:
@@ -142,16 +175,15 @@ def _joined(states: list[State], dtype: jnp.dtype) -> jax.Array:
 
 
 def _on(
-    mesh: Mesh | None, attend: Callable[..., jax.Array], args: tuple, names: tuple[AxisNames, ...]
-) -> jax.Array:
+    mesh: Mesh | None, act: Callable[..., Any], args: tuple, names: tuple[AxisNames, ...]
+) -> Any:
     """On every device its part of arguments with such names of their first axes, and of a result
     with the first one's."""
     if mesh is None:
-        return attend(*args)
+        return act(*args)
     specs = tuple(
         jax.tree.map(lambda x, axes=axes: fitted(mesh, x.shape, *axes).spec, arg)
         for arg, axes in zip(args, names, strict=True)
     )
     # The kernel does not say along which axes its results vary.
-    attend = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
-    return attend(*args)
+    return jax.shard_map(act, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*args)
