@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import subprocess
 import sys
 import textwrap
@@ -381,20 +382,58 @@ def test_a_run_takes_each_program_as_often_as_its_settings_say(tmp_path):
     assert lines[0].startswith("0.018 hours, 0.0733 chip-hours, 7 at 90 a chip-hour: ")
 
 
-def test_candidates_cover_the_chips_and_divide_the_model(model):
+def test_meshes_cover_the_chips_and_divide_the_model(model):
     s = settings(finetune__batch_size=16, preference_model__batch_size=16, ppo__batch_size=64)
-    found = list(search.candidates(s, model.config, HERE))
-    meshes = {(t.mesh.data, t.mesh.fsdp, t.mesh.tensor) for _, t in found}
-    assert meshes == {(1, 4, 1), (2, 2, 1), (1, 2, 2)}  # 2 heads of keys and values
-    assert {t.finetune.microbatches for _, t in found if t.mesh.tensor == 1} == {1, 2, 4}
+    found = list(search.meshes(s, model.config, HERE))
+    meshes = [(t.mesh.data, t.mesh.fsdp, t.mesh.tensor) for t in found]
+    assert meshes == [(1, 4, 1), (2, 2, 1), (1, 2, 2)]  # 2 heads of keys and values
     wide = settings(finetune__batch_size=16, mesh__tensor=2, finetune__microbatches=2)
     for given in (s, wide):  # what is printed says all, whatever the config says
-        for text, t in search.candidates(given, model.config, HERE):
+        for t in search.meshes(given, model.config, HERE):
+            words = search.said(t).split()
+            assert t.finetune.microbatches == 1
             for axis, size in dataclasses.asdict(t.mesh).items():
-                assert f"--config.mesh.{axis}={size}" in text.split()
+                assert f"--config.mesh.{axis}={size}" in words
             for group in ("finetune", "preference_model", "ppo"):
-                parts = getattr(t, group).microbatches
-                assert f"--config.{group}.microbatches={parts}" in text.split()
+                assert f"--config.{group}.microbatches=1" in words
+    few = settings(finetune__batch_size=2, preference_model__batch_size=16, ppo__batch_size=64)
+    assert [t.mesh.tensor for t in search.meshes(few, model.config, HERE)] == [2]  # 2 rows
+
+
+def test_a_batch_is_split_until_its_steps_fit(model, monkeypatch):
+    """Each group by itself, and nothing is compiled again that does not change."""
+    s = settings(finetune__batch_size=8, engine__slots=4, engine__max_length=128)
+    s = dataclasses.replace(s, mesh=dataclasses.replace(s.mesh, **ONE))
+    large = {"finetune": 4, "preference model": 1, "PPO, policy": 1, "PPO, value": 2}
+    compiled = []
+
+    def compile_program(program, mesh):
+        compiled.append(program.name)
+        parts = 2 ** (compiled.count(program.name) - 1)
+        more = 10**12 if parts < large.get(program.name, 1) else 1
+        return Compiled(program, program.held, more, 0, {}, 1.0)
+
+    monkeypatch.setattr(report, "compile_program", compile_program)
+
+    def on(hbm):
+        compiled.clear()
+        one = Topology("here", Chip(hbm, 1, 1, 1, 1), jax.devices()[:1], 1)
+        return search.split(s, model.config, one, Progress())
+
+    settled, rows = on(10**9)
+    parts = [getattr(settled, g).microbatches for g in ("finetune", "preference_model", "ppo")]
+    assert parts == [4, 1, 2] and all(row.total < 10**9 for row in rows)
+    counts = {name: compiled.count(name) for name in compiled}
+    assert counts["finetune"] == 3 and counts["PPO, value"] == counts["PPO, policy"] == 2
+    assert counts["a token a slot"] == counts["PPO, log-probs"] == counts["preference model"] == 1
+    assert "PPO, a token a slot" not in counts and rows[-1].program.name == "PPO, scores"
+
+    large["finetune"] = 100  # never: the most that the batch allows was tried
+    settled, rows = on(10**9)
+    assert settled.finetune.microbatches == 8 and counts["finetune"] < compiled.count("finetune")
+    assert max(row.total for row in rows) > 10**9
+    settled, (row,) = on(1000)
+    assert not compiled and row.total > 1000
 
 
 def test_the_fastest_that_fits_comes_first():
@@ -402,9 +441,14 @@ def test_the_fastest_that_fits_comes_first():
         return search.Tried(said, hours, row_of("x", 0.0, total))
 
     table = search.ranked(
-        [tried("slow", 3.0, 9), tried("big", 1.0, 200), tried("fast", 2.0, 9)], HERE
-    )
-    assert list(table.columns[3].cells) == ["fast", "slow", "big"]
+        [
+            tried("slow", 3.0, 9), tried("unseen", math.inf, 300), tried("big", 1.0, 200),
+            tried("fast", 2.0, 9),
+        ],
+        HERE,
+    )  # fmt: skip
+    assert list(table.columns[3].cells) == ["fast", "slow", "big", "unseen"]
+    assert list(table.columns[0].cells) == ["2", "3", "1", ""]
     assert list(table.columns[1].cells)[-1].endswith(" !")
 
 

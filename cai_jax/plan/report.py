@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jax.sharding import Mesh
 from rich import box
@@ -11,7 +11,6 @@ from rich.table import Table
 
 from cai_jax.machine import check_batches
 from cai_jax.mesh import make_mesh
-from cai_jax.models.config import ModelConfig
 from cai_jax.plan.hours import Stage, hours, times_of
 from cai_jax.plan.program import Compiled, Program, compile_program
 from cai_jax.plan.programs import programs_of
@@ -42,7 +41,7 @@ def plan(s: RunSettings, name: str, slices: int, price: float, progress: Progres
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "none"
     room = f"{len(found.devices)} devices of {found.chip.hbm / 1e9:.1f} GB"
     progress.say(f"{s.model} on {found.name}: {room}, mesh axes: {sizes}")
-    rows = compile_all(s, config, mesh, progress)
+    rows = compile_all(list(programs_of(s, config, mesh)), mesh, progress)
     progress.console.print(table(rows, found))
     progress.console.print(memory_table(rows, found))
     for line in links(rows):
@@ -58,22 +57,24 @@ def plan(s: RunSettings, name: str, slices: int, price: float, progress: Progres
 
 
 def compile_all(
-    s: RunSettings, config: ModelConfig, mesh: Mesh, progress: Progress
+    programs: Sequence[Program],
+    mesh: Mesh,
+    progress: Progress,
+    known: Mapping[str, Compiled] | None = None,
 ) -> list[Compiled]:
-    """Every program, compiled; what is run in two places is compiled once."""
-    programs = list(programs_of(s, config, mesh))
-    apart: dict[int, Program] = {}
+    """Every program, compiled, but for those of `known` names; what is run twice is compiled once.
+
+    One at a time: of two, libtpu 0.0.42 twice ran out of a thread's stack, a process's end.
+    """
+    found, rows = {}, dict(known or {})
     for program in programs:
-        apart.setdefault(id(program.parts), program)
-
-    def compiled(program: Program) -> Compiled:
-        row = compile_program(program, mesh)
-        progress.say(f"compiled: {program.name}, {row.seconds:.0f} s")
-        return row
-
-    # One at a time: of two, libtpu 0.0.42 twice ran out of a thread's stack, a process's end.
-    found = {key: compiled(program) for key, program in apart.items()}
-    return [dataclasses.replace(found[id(p.parts)], program=p) for p in programs]
+        if program.name in rows:
+            continue
+        if (row := found.get(id(program.parts))) is None:
+            row = found[id(program.parts)] = compile_program(program, mesh)
+            progress.say(f"compiled: {program.name}, {row.seconds:.0f} s")
+        rows[program.name] = dataclasses.replace(row, program=program)
+    return [rows[program.name] for program in programs]
 
 
 def table(rows: Sequence[Compiled], found: Topology) -> Table:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 from rich import box
 from rich.table import Table
@@ -13,6 +14,7 @@ from cai_jax.mesh import make_mesh
 from cai_jax.models.config import ModelConfig
 from cai_jax.plan.hours import hours, times_of
 from cai_jax.plan.program import Compiled
+from cai_jax.plan.programs import programs_of
 from cai_jax.plan.report import compile_all
 from cai_jax.plan.shapes import shape_of
 from cai_jax.plan.topology import Topology, topology
@@ -20,13 +22,14 @@ from cai_jax.progress import Progress
 from cai_jax.run_texts import read_data
 from cai_jax.settings import ConfigError, RunSettings
 
-SPLITS = (1, 2, 4, 8)  # microbatches
+SPLITS = 8  # most microbatches
 
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
     """Attributes: settings that were set, as a command line has them; hours of the run at the
-    least; most, the program that needs the most memory of a chip."""
+    least, infinite where it was not compiled; most, the program that needs the most memory of a
+    chip."""
 
     said: str
     hours: float
@@ -34,28 +37,31 @@ class Tried:
 
 
 def search(s: RunSettings, name: str, slices: int, progress: Progress) -> bool:
-    """Tries every candidate, prints them ranked, those that do not fit last; whether any fits.
+    """Tries every mesh, prints them ranked, those that do not fit last; whether any fits.
 
     Raises:
       ConfigError: a topology or model that is unknown.
     """
     config, found, data = shape_of(s.model), topology(name, slices), read_data(s)
     tried = []
-    for said, changed in candidates(s, config, found):
-        progress.say(f"trying {said}")
-        mesh = make_mesh(dataclasses.asdict(changed.mesh), found.devices)
-        rows = compile_all(changed, config, mesh, progress)
-        taken = sum(stage.seconds for stage in hours(times_of(changed, data), rows, found)) / 3600
-        tried.append(Tried(said, taken, max(rows, key=lambda row: row.total)))
+    for changed in meshes(s, config, found):
+        progress.say(f"trying {said(changed)}")
+        try:
+            settings, rows = split(changed, config, found, progress)
+        except ValueError as error:  # a dimension that the mesh does not divide
+            progress.say(f"left out: {error}")
+            continue
+        stages = hours(times_of(settings, data), rows, found)
+        taken = sum(stage.seconds for stage in stages) / 3600 if len(rows) > 1 else math.inf
+        tried.append(Tried(said(settings), taken, max(rows, key=lambda row: row.total)))
     progress.console.print(ranked(tried, found))
     return any(_fits(one, found) for one in tried)
 
 
-def candidates(
-    s: RunSettings, config: ModelConfig, found: Topology
-) -> Iterator[tuple[str, RunSettings]]:
-    """Splits of a slice over data, fsdp and tensor, each with the fewest microbatches and with
-    more; what does not divide is left out. `slice` is the number of slices."""
+def meshes(s: RunSettings, config: ModelConfig, found: Topology) -> Iterator[RunSettings]:
+    """Splits of a slice over data, fsdp and tensor that divide the model and the batches, each
+    batch in one part. `slice` is the number of slices."""
+    s = _with_parts(s, dict.fromkeys(_groups(s), 1))
     chips = len(found.devices) // found.slices
     for tensor in _divisors(min(chips, config.kv_heads)):
         if config.kv_heads % tensor or chips % tensor:
@@ -65,19 +71,42 @@ def candidates(
                 continue
             shape = {"slice": found.slices, "data": data, "fsdp": chips // tensor // data}
             shape |= {"sequence": 1, "tensor": tensor}
-            for parts in SPLITS:
-                # Every flag, whatever the config says, so that they can be given as they stand.
-                changed = dataclasses.replace(s, mesh=dataclasses.replace(s.mesh, **shape))
-                given = [f"--config.mesh.{axis}={size}" for axis, size in shape.items()]
-                for group in ("finetune", "preference_model", s.algorithm):
-                    part = dataclasses.replace(getattr(changed, group), microbatches=parts)
-                    changed = dataclasses.replace(changed, **{group: part})
-                    given.append(f"--config.{group}.microbatches={parts}")
-                try:
-                    check_batches(changed, make_mesh(shape, found.devices))
-                except (ConfigError, ValueError):
-                    continue
-                yield " ".join(given), changed
+            changed = dataclasses.replace(s, mesh=dataclasses.replace(s.mesh, **shape))
+            if _divides(changed, found):
+                yield changed
+
+
+def split(
+    s: RunSettings, config: ModelConfig, found: Topology, progress: Progress
+) -> tuple[RunSettings, list[Compiled]]:
+    """The fewest microbatches of each group with which its steps fit, and every program compiled.
+
+    More of them read the weights more often, and so take no less time. Where something is too
+    large before any work, as its shapes say, that alone is given, not compiled.
+    """
+    mesh, known = make_mesh(dataclasses.asdict(s.mesh), found.devices), {}
+    while True:
+        programs = list(programs_of(s, config, mesh))
+        largest = max(programs, key=lambda program: program.held + program.beside)
+        if largest.held + largest.beside > found.chip.hbm:
+            return s, [Compiled(largest, largest.held, 0, 0.0, {}, 0.0)]
+        rows = compile_all(programs, mesh, progress, known)
+        steps = [row for row in rows if row.program.gradients]
+        large = {row.program.group for row in steps if row.total > found.chip.hbm}
+        more = {group: 2 * getattr(s, group).microbatches for group in large}
+        changed = _with_parts(s, more)
+        if not more or max(more.values()) > SPLITS or not _divides(changed, found):
+            return s, rows
+        s = changed
+        again = [row for row in steps if row.program.group in more]
+        known = {row.program.name: row for row in rows if row not in again}
+
+
+def said(s: RunSettings) -> str:
+    """Mesh and microbatches as a command line sets them: all, whatever the config says."""
+    given = [f"--config.mesh.{axis}={size}" for axis, size in dataclasses.asdict(s.mesh).items()]
+    parts = (f"--config.{g}.microbatches={getattr(s, g).microbatches}" for g in _groups(s))
+    return " ".join((*given, *parts))
 
 
 def ranked(tried: list[Tried], found: Topology) -> Table:
@@ -88,8 +117,33 @@ def ranked(tried: list[Tried], found: Topology) -> Table:
     for one in sorted(tried, key=lambda one: (not _fits(one, found), one.hours)):
         over = "" if _fits(one, found) else " !"
         total = f"{one.most.total / 1e9:.2f}{over}"
-        made.add_row(f"{one.hours:.3g}", total, one.most.program.name, one.said)
+        taken = f"{one.hours:.3g}" if math.isfinite(one.hours) else ""
+        made.add_row(taken, total, one.most.program.name, one.said)
     return made
+
+
+def _groups(s: RunSettings) -> tuple[str, ...]:
+    """Groups of settings that have microbatches."""
+    return "finetune", "preference_model", s.algorithm
+
+
+def _with_parts(s: RunSettings, parts: Mapping[str, int]) -> RunSettings:
+    return dataclasses.replace(
+        s,
+        **{
+            group: dataclasses.replace(getattr(s, group), microbatches=count)
+            for group, count in parts.items()
+        },
+    )
+
+
+def _divides(s: RunSettings, found: Topology) -> bool:
+    """Whether every batch divides into its parts, and they over the mesh."""
+    try:
+        check_batches(s, make_mesh(dataclasses.asdict(s.mesh), found.devices))
+    except (ConfigError, ValueError):
+        return False
+    return True
 
 
 def _fits(one: Tried, found: Topology) -> bool:
