@@ -107,7 +107,7 @@ def read_attention(
         if begins is not None:
             lowest = begins.at[index].get(mode="fill", fill_value=0)
             lowest = jnp.repeat(lowest, group, axis=1)
-        own = kernel(taken(q), held, slot, limits, lowest)
+        own = kernel(taken(q), held, slot, limits, lowest, used=-(-tokens // width))
         others = [*_to_shared(q, shared, begins, kernel), *([] if before is None else [before])]
         got = _joined([own, *(tuple(map(taken, state)) for state in others)], q.dtype)
         got = got.reshape(kv_heads, count, width, group, size)

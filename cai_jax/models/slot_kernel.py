@@ -32,6 +32,7 @@ def attend_tiles(
     begins: jax.Array | None = None,
     softcap: float | None = None,
     interpret: bool = False,
+    used: int | None = None,
 ) -> State:
     """M tiles of Q queries, each through a slot: the kernel.
 
@@ -42,6 +43,8 @@ def attend_tiles(
       limits: int32[M, Q], how many of its slot's places each query sees.
       begins: int32[M, Q], the first place of them that it sees; None where that is 0.
       softcap: of `logprobs.softcapped`.
+      used: how many tiles see anything, about, for what the compiler is told of the cost; all if
+        None.
 
     Returns:
       Maxima and denominators float32[K, M, Q, 1] and sums of values float32[K, M, Q, C]; MASKED
@@ -96,7 +99,7 @@ def attend_tiles(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
-        cost_estimate=_cost(q, values),
+        cost_estimate=_cost(q, values, (used or count // parts) * parts),
         interpret=interpret,
         name="slot_attention",
     )(slots, first, last, *bounds, q, keys, values)
@@ -140,10 +143,10 @@ def _kernel(slots, first, last, *refs, length: int, softcap: float | None, bound
         maximum[...] = higher
 
 
-def _cost(q: jax.Array, values: jax.Array) -> pl.CostEstimate:
-    """Of tiles that all see the whole of their slots."""
-    kv_heads, tiles, width, size = q.shape
-    keys = kv_heads * tiles * values.shape[2]
+def _cost(q: jax.Array, values: jax.Array, used: int) -> pl.CostEstimate:
+    """Of so many tiles that see the whole of their slots."""
+    kv_heads, _, width, size = q.shape
+    keys = kv_heads * used * values.shape[2]
     return pl.CostEstimate(
         flops=4 * keys * width * size,
         transcendentals=keys * width,
