@@ -400,39 +400,43 @@ def test_meshes_cover_the_chips_and_divide_the_model(model):
     assert [t.mesh.tensor for t in search.meshes(few, model.config, HERE)] == [2]  # 2 rows
 
 
-def test_a_batch_is_split_until_its_steps_fit(model, monkeypatch):
+def test_a_batch_is_split_until_its_steps_fit_and_while_that_is_faster(model, monkeypatch):
     """Each group by itself, and nothing is compiled again that does not change."""
     s = settings(finetune__batch_size=8, engine__slots=4, engine__max_length=128)
     s = dataclasses.replace(s, mesh=dataclasses.replace(s.mesh, **ONE))
-    large = {"finetune": 4, "preference model": 1, "PPO, policy": 1, "PPO, value": 2}
-    compiled = []
+    fits_in, moves, compiled = {"finetune": 4, "PPO, value": 2}, {}, []
 
     def compile_program(program, mesh):
         compiled.append(program.name)
         parts = 2 ** (compiled.count(program.name) - 1)
-        more = 10**12 if parts < large.get(program.name, 1) else 1
-        return Compiled(program, program.held, more, 0, {}, 1.0)
+        working = 10**12 if parts < fits_in.get(program.name, 1) else 1
+        moved = moves.get((program.name, parts), 10**9)
+        return Compiled(program, program.held, working, moved, {}, 1.0)
 
     monkeypatch.setattr(report, "compile_program", compile_program)
 
-    def on(hbm):
+    def found_on(hbm):
         compiled.clear()
-        one = Topology("here", Chip(hbm, 1, 1, 1, 1), jax.devices()[:1], 1)
-        return search.split(s, model.config, one, Progress())
+        one = Topology("here", Chip(hbm, 1e12, 1, 1, 1), jax.devices()[:1], 1)
+        settled, rows = search.split(s, model.config, one, Progress())
+        groups = ("finetune", "preference_model", "ppo")
+        return [getattr(settled, group).microbatches for group in groups], rows
 
-    settled, rows = on(10**9)
-    parts = [getattr(settled, g).microbatches for g in ("finetune", "preference_model", "ppo")]
+    parts, rows = found_on(10**9)
     assert parts == [4, 1, 2] and all(row.total < 10**9 for row in rows)
     counts = {name: compiled.count(name) for name in compiled}
-    assert counts["finetune"] == 3 and counts["PPO, value"] == counts["PPO, policy"] == 2
-    assert counts["a token a slot"] == counts["PPO, log-probs"] == counts["preference model"] == 1
+    assert counts["finetune"] == 4 and counts["preference model"] == 2
+    assert counts["PPO, value"] == counts["PPO, policy"] == 2  # of 2 rows in a minibatch
+    assert counts["a token a slot"] == counts["PPO, log-probs"] == 1
     assert "PPO, a token a slot" not in counts and rows[-1].program.name == "PPO, scores"
 
-    large["finetune"] = 100  # never: the most that the batch allows was tried
-    settled, rows = on(10**9)
-    assert settled.finetune.microbatches == 8 and counts["finetune"] < compiled.count("finetune")
-    assert max(row.total for row in rows) > 10**9
-    settled, (row,) = on(1000)
+    moves["preference model", 2] = 10**8
+    moves["finetune", 8] = 10**8
+    assert found_on(10**9)[0] == [8, 2, 2]
+    fits_in["finetune"] = 100  # never
+    parts, rows = found_on(10**9)
+    assert parts == [8, 2, 2] and max(row.total for row in rows) > 10**9
+    _, (row,) = found_on(1000)
     assert not compiled and row.total > 1000
 
 

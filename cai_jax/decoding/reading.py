@@ -166,6 +166,8 @@ def extend_last(
 def _written(held, k, v, packed, mesh):
     """A layer's keys and values with those of new tokens."""
     if by_kernel(mesh):
+        # Made where a token's stream is, and then sent: not the stream, which is larger.
+        k, v = (constrain(x, mesh, *STREAM[1:], "kv_heads") for x in (k, v))
         return slot_attention.write(held, (k, v), packed.to, packed.places, mesh)
     return kv_cache.constrained(kv_cache.write(held, (k, v), packed.to, packed.places), mesh)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from jax.sharding import Mesh
 from rich import box
@@ -56,25 +56,17 @@ def plan(s: RunSettings, name: str, slices: int, price: float, progress: Progres
     return not too_large
 
 
-def compile_all(
-    programs: Sequence[Program],
-    mesh: Mesh,
-    progress: Progress,
-    known: Mapping[str, Compiled] | None = None,
-) -> list[Compiled]:
-    """Every program, compiled, but for those of `known` names; what is run twice is compiled once.
+def compile_all(programs: Sequence[Program], mesh: Mesh, progress: Progress) -> list[Compiled]:
+    """Every program, compiled; what is run in two places is compiled once.
 
     One at a time: of two, libtpu 0.0.42 twice ran out of a thread's stack, a process's end.
     """
-    found, rows = {}, dict(known or {})
+    found: dict[int, Compiled] = {}
     for program in programs:
-        if program.name in rows:
-            continue
-        if (row := found.get(id(program.parts))) is None:
+        if id(program.parts) not in found:
             row = found[id(program.parts)] = compile_program(program, mesh)
             progress.say(f"compiled: {program.name}, {row.seconds:.0f} s")
-        rows[program.name] = dataclasses.replace(row, program=program)
-    return [rows[program.name] for program in programs]
+    return [dataclasses.replace(found[id(p.parts)], program=p) for p in programs]
 
 
 def table(rows: Sequence[Compiled], found: Topology) -> Table:

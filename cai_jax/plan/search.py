@@ -18,11 +18,12 @@ from cai_jax.plan.programs import programs_of
 from cai_jax.plan.report import compile_all
 from cai_jax.plan.shapes import shape_of
 from cai_jax.plan.topology import Topology, topology
+from cai_jax.plan.training import training_steps
 from cai_jax.progress import Progress
 from cai_jax.run_texts import read_data
 from cai_jax.settings import ConfigError, RunSettings
 
-SPLITS = 8  # most microbatches
+MOST = 8  # microbatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,27 +80,33 @@ def meshes(s: RunSettings, config: ModelConfig, found: Topology) -> Iterator[Run
 def split(
     s: RunSettings, config: ModelConfig, found: Topology, progress: Progress
 ) -> tuple[RunSettings, list[Compiled]]:
-    """The fewest microbatches of each group with which its steps fit, and every program compiled.
+    """The microbatches of each group with which its steps fit, and more of them while that makes
+    the steps faster, as where less then leaves on-chip memory; and every program, compiled.
 
-    More of them read the weights more often, and so take no less time. Where something is too
-    large before any work, as its shapes say, that alone is given, not compiled.
+    Where something is too large before any work, as its shapes say, that alone is given, not
+    compiled.
     """
-    mesh, known = make_mesh(dataclasses.asdict(s.mesh), found.devices), {}
-    while True:
-        programs = list(programs_of(s, config, mesh))
-        largest = max(programs, key=lambda program: program.held + program.beside)
-        if largest.held + largest.beside > found.chip.hbm:
-            return s, [Compiled(largest, largest.held, 0, 0.0, {}, 0.0)]
-        rows = compile_all(programs, mesh, progress, known)
-        steps = [row for row in rows if row.program.gradients]
-        large = {row.program.group for row in steps if row.total > found.chip.hbm}
-        more = {group: 2 * getattr(s, group).microbatches for group in large}
-        changed = _with_parts(s, more)
-        if not more or max(more.values()) > SPLITS or not _divides(changed, found):
-            return s, rows
-        s = changed
-        again = [row for row in steps if row.program.group in more]
-        known = {row.program.name: row for row in rows if row not in again}
+    mesh = make_mesh(dataclasses.asdict(s.mesh), found.devices)
+    programs = list(programs_of(s, config, mesh))
+    largest = max(programs, key=lambda program: program.held + program.beside)
+    if largest.held + largest.beside > found.chip.hbm:
+        return s, [Compiled(largest, largest.held, 0, 0.0, {}, 0.0)]
+    rows = {row.program.name: row for row in compile_all(programs, mesh, progress)}
+    for group in _groups(s):
+        while (parts := 2 * getattr(s, group).microbatches) <= MOST:
+            more = _with_parts(s, {group: parts})
+            if not _divides(more, found):
+                break
+            progress.say(f"trying config.{group}.microbatches={parts}")
+            steps = [x for x in training_steps(more, config, mesh) if x.group == group]
+            smaller = compile_all(steps, mesh, progress)
+            now = [rows[step.name] for step in steps]
+            fits = all(row.total <= found.chip.hbm for row in now)
+            if fits and _seconds(smaller, found) >= _seconds(now, found):
+                break
+            s = more
+            rows |= {row.program.name: row for row in smaller}
+    return s, list(rows.values())
 
 
 def said(s: RunSettings) -> str:
@@ -144,6 +151,11 @@ def _divides(s: RunSettings, found: Topology) -> bool:
     except (ConfigError, ValueError):
         return False
     return True
+
+
+def _seconds(rows: list[Compiled], found: Topology) -> float:
+    """Of each once, at the least."""
+    return sum(max(row.bounds(found.chip, len(found.devices)).values()) for row in rows)
 
 
 def _fits(one: Tried, found: Topology) -> bool:
