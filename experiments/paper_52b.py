@@ -17,5 +17,5 @@ def get_config() -> ConfigDict:
     config = llama3_8b()
     config.model = "paper-52b"
     config.finetune.batch_size = 1024
-    config.finetune.microbatches = 2
+    config.finetune.microbatches = 8
     return config
