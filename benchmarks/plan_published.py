@@ -78,14 +78,19 @@ def predicted(row: Published) -> tuple[float, str, bool]:
 
 def main() -> None:
     without_a_tpu()
-    print("| who | chips | slots | context | published, ms a step | ours at the least | bound by |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| who | chips | slots | context | ms a step, published | ours at the least | bound by |",
+        end="",
+    )
+    print(" tokens/s a chip, published | ours at the most |\n|---|---|---|---|---|---|---|---|---|")
     for row in PUBLISHED:
         seconds, slowest, fits = predicted(row)
+        chips = len(topology(row.topology).devices)
         ours = f"{seconds * 1e3:.1f} | {slowest}" if fits else "- | does not fit"
+        most = f"{row.slots / seconds / chips:.0f}" if fits else "-"
         print(
             f"| {row.who} | {row.topology} | {row.slots} | {row.context} "
-            f"| {row.slots / row.rate * 1e3:.1f} | {ours} |",
+            f"| {row.slots / row.rate * 1e3:.1f} | {ours} | {row.rate / chips:.0f} | {most} |",
             flush=True,
         )
     for source in dict.fromkeys(row.source for row in PUBLISHED):
