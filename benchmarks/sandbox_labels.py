@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 from pathlib import Path
 
 from cai_jax import constitution as constitutions
@@ -36,11 +35,8 @@ def main() -> None:
     config, *_ = parse([f"--config={ROOT}/experiments/sandbox.py"], needs_workdir=False)
     s = run_settings(config)
     constitution, known = constitutions.load(s.constitution), read_data(s).label_pairs
-    firsts = [hashlib.sha256(p.id.encode()).digest()[0] % 2 == 0 for p in known]
-    pairs = [
-        Pair(p.id, p.prompt, *((p.better, p.worse) if first else (p.worse, p.better)))
-        for p, first in zip(known, firsts, strict=True)
-    ]
+    pairs = [Pair.drawn(p.id, p.prompt, p.better, p.worse) for p in known]
+    firsts = [pair.response_a == p.better for pair, p in zip(pairs, known, strict=True)]
     harmful = [p.kind == "harmful" for p in known]
     print("| feedback model | mode | one order | both orders |\n|---|---|---|---|")
     for name in options.models:

@@ -7,7 +7,6 @@ mode's labels are arithmetic on them. A mode that is added later asks only what 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ def run(config: Mapping[str, Any], workdir: Workdir, progress: Progress) -> None
     known, left_out = _pairs(settings)
     if left_out:
         progress.say(f"{left_out} rows of {settings.pairs} cannot be compared and are left out")
-    pairs = [_shown(pair) for pair in known]
+    pairs = [Pair.drawn(p.id, p.prompt, p.better, p.worse) for p in known]
     mesh = mesh_of_shape(settings.mesh)
     judge = load_model(settings.feedback_model, settings.dtype, mesh, progress.say)
     size = settings.engine
@@ -171,14 +170,6 @@ def _pairs(settings: Settings) -> tuple[list[LabelPair], int]:
     else:
         found, left_out = shipped.label_pairs(), 0
     return found[: settings.limit or None], left_out
-
-
-def _shown(row: LabelPair) -> Pair:
-    """The pair as it is shown; which response is A is drawn, the same for all modes."""
-    texts = row.better, row.worse
-    if hashlib.sha256(row.id.encode()).digest()[0] % 2:
-        texts = texts[::-1]
-    return Pair(row.id, row.prompt, *texts)
 
 
 def _asking(mode: ai_feedback.Settings) -> dict[str, Any]:

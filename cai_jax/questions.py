@@ -8,6 +8,7 @@ a principle of a constitution.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 from cai_jax import paper_prompts, prompts
 from cai_jax.conversation import Conversation, PaperFormat, Turn, render
@@ -30,6 +31,14 @@ class Pair:
     prompt: Conversation
     response_a: str
     response_b: str
+
+    @classmethod
+    def drawn(cls, id: str, prompt: Conversation, better: str, worse: str) -> Pair:
+        """Of responses of which one is known to be better; which is A, the id decides."""
+        texts = better, worse
+        if hashlib.sha256(id.encode()).digest()[0] % 2:
+            texts = texts[::-1]
+        return cls(id, prompt, *texts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +85,8 @@ def _label_modes(run: Run) -> list[str]:
 def _label_quality(run: Run, mode: str, folder: Path) -> dict[str, Interval]:
     """How a label mode does on the clear-cut pairs; which response is shown first is drawn."""
     judge, known = run.judge(), run.data.label_pairs
-    firsts = [hashlib.sha256(p.id.encode()).digest()[0] % 2 == 0 for p in known]
-    pairs = [
-        Pair(p.id, p.prompt, *((p.better, p.worse) if f else (p.worse, p.better)))
-        for p, f in zip(known, firsts, strict=True)
-    ]
+    pairs = [Pair.drawn(p.id, p.prompt, p.better, p.worse) for p in known]
+    firsts = [pair.response_a == p.better for pair, p in zip(pairs, known, strict=True)]
     kept = folder / f"labels-{mode}.json"
     if not kept.exists():
         settings = dataclasses.replace(run.settings.compare, mode=mode, both_orders=True)

@@ -180,3 +180,11 @@ def test_the_published_chains_stand_before_a_reasoned_comparison(paper):
         assert text.startswith(shot)
         text = text.removeprefix(shot)
     assert text.endswith("Let's think step by step:\n\nHuman:\nSo the answer is:")
+
+
+def test_which_of_two_known_responses_is_a_is_drawn_by_the_pair():
+    said = Conversation((Turn("human", "Why?"),))
+    pairs = [Pair.drawn(f"{n}", said, "good", "bad") for n in range(40)]
+    assert all({p.response_a, p.response_b} == {"good", "bad"} for p in pairs)
+    assert 10 < sum(p.response_a == "good" for p in pairs) < 30
+    assert pairs[3] == Pair.drawn("3", said, "good", "bad")
