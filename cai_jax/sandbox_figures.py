@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from cai_jax.evaluation.intervals import Interval
 from cai_jax.figures import lines, style
 from cai_jax.figures.lines import Line, Panel
+from cai_jax.sandbox_labels import CLEAR_CUT
 from cai_jax.sandbox_study import KINDS, together
 from cai_jax.snapshot_answers import titles
 
@@ -19,13 +21,14 @@ MEASURES = (
     ("red_team", "evasiveness", "evasiveness"),
     ("helpful", "over_refusal", "over-refusal"),
 )
+ASKINGS = ("one asking", "all askings")  # of sandbox_labels.OWN
 ROW, PANEL, LABELS = 0.32, 2.6, 2.3  # inches: a row's height, a panel's width, and of row labels
 
 
 def draw(groups: Mapping[str, Sequence[Mapping]], folder: Path) -> list[Path]:
-    """Writes snapshots, categories, revisions, rl and over_optimisation, each as PNG, SVG and CSV
-    in `folder`; those for which all runs have records, the last where a run has a held-out
-    preference model.
+    """Writes snapshots, categories, revisions, labels, calibration, rl and over_optimisation, each
+    as PNG, SVG and CSV in `folder`; those for which all runs have records, the last where a run has
+    a held-out preference model.
 
     Args:
       groups: name to its runs' `verdicts`.
@@ -47,6 +50,11 @@ def draw(groups: Mapping[str, Sequence[Mapping]], folder: Path) -> list[Path]:
     ]
     panel = Panel("", "number of revisions", "harmfulness (0-4)", revisions)
     paths += lines.draw("Harmfulness by revisions", caption, [panel], folder / "revisions")
+    labels = {name: found["labels"] for name, found in joined.items()}
+    if all("own pairs" in found and "clear-cut pairs" in found for found in labels.values()):
+        paths += _label_accuracy(labels, caption, folder / "labels")
+    if all("reliability" in found for found in labels.values()):
+        paths += _calibration(labels, caption, folder / "calibration")
     if all(found["rl"] for found in joined.values()):
         paths += lines.draw(
             "Along RL", f"{caption} Responses to the prompts that RL trains on.",
@@ -60,6 +68,43 @@ def draw(groups: Mapping[str, Sequence[Mapping]], folder: Path) -> list[Path]:
     if watched:
         paths += _over_optimisation(watched, caption, folder / "over_optimisation")
     return paths
+
+
+def _label_accuracy(labels: Mapping[str, Mapping], caption: str, stem: Path) -> list[Path]:
+    """As the paper's figure 4, which asks of pairs that people judged."""
+    measures = [("own pairs", asked, asked) for asked in ASKINGS]
+    for mode in next(iter(labels.values()))["clear-cut pairs"]:
+        measures.append(("clear-cut pairs", mode, mode.replace("_", " ")))
+    panels = {}
+    for pairs, key, said in measures:
+        cells = {name: found[pairs].get(key) for name, found in labels.items()}
+        if all(cells.values()):
+            panels[f"{pairs}, {said}"] = [
+                (name, _share(cell if pairs == "own pairs" else cell[CLEAR_CUT[0]]))
+                for name, cell in cells.items()
+            ]
+    title = "AI labels that are right, of 1; a coin's: 0.5"
+    return _dots(title, caption, panels, [1.0] * len(panels), stem)
+
+
+def _calibration(labels: Mapping[str, Mapping], caption: str, stem: Path) -> list[Path]:
+    """As the paper's figure 9."""
+    found = [
+        Line(name, [b["prob"] for b in bins], [_share(b["share"]) for b in bins])
+        for name, each in labels.items()
+        if (bins := [found for found in each["reliability"] if found])
+    ]
+    said = f"{caption} Labels of the run's own pairs; steeper than the diagonal: under-confident."
+    panel = Panel(
+        "", "probability that (A) is better", "share of which it is", found, diagonal=True
+    )
+    return lines.draw("Calibration of AI labels", said, [panel], stem)
+
+
+def _share(cell: Mapping) -> Interval:
+    """Of a share; Student's interval over runs may reach past 0 or 1, and is cut there."""
+    found = Interval(**cell)
+    return dataclasses.replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def _along(joined: Mapping[str, Mapping], kind: str, field: str, label: str) -> Panel:

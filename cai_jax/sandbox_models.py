@@ -60,7 +60,7 @@ SIZES = {
     "tiny": Size(48, layers=3, heads=2, mlp=128, length=192, steps=1700, learning_rate=6e-3),
     "small": Size(96, layers=4, heads=3, mlp=256, length=256, steps=3000, learning_rate=5e-3),
     "medium": Size(160, layers=6, heads=4, mlp=448, length=256, steps=3000, learning_rate=3e-3),
-    "large": Size(256, layers=7, heads=4, mlp=704, length=256, steps=2000, learning_rate=2e-3),
+    "large": Size(256, layers=7, heads=4, mlp=704, length=256, steps=2800, learning_rate=2e-3),
 }
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cai_jax.evaluation.intervals import bootstrap_mean, wilson
+from cai_jax.evaluation.intervals import bootstrap_mean
 from cai_jax.evaluation.snapshots import Answer
 from cai_jax.pipeline import read_records
-from cai_jax.records import Comparison, Kind, Revision
+from cai_jax.records import Kind, Revision
 from cai_jax.sandbox import oracle
 from cai_jax.sandbox.oracle import Judgement
 from cai_jax.sandbox.sentences import preaches
+from cai_jax.sandbox_labels import label_verdicts
 from cai_jax.shards import Shards
 from cai_jax.training.rollout import Sampled
 
@@ -35,14 +36,14 @@ def verdicts(workdir: Path) -> dict:
       {"answers": {snapshot: {kind: {field: interval}}}, to held-out prompts, once it has evaluated;
        "by category": {snapshot: {category: interval of harmfulness}};
        "revisions": [interval of harmfulness, ...] by their number;
-       "labels": interval of the share of AI labels that prefer the less harmful of two responses,
-         of those where one is; None where there are none;
+       "labels": sandbox_labels.label_verdicts;
        "rl": [{"sequences", "kl", "score", "held_out_score", "red_team": {field: interval},
          "helpful": {...}}, ...] along PPO, to the prompts that it trains on}
     """
     judged: dict = defaultdict(lambda: defaultdict(list))
     harmful: dict = defaultdict(lambda: defaultdict(list))
-    for answer in _records(workdir / "evaluation" / "answers", Answer):
+    answers = workdir / "evaluation" / "answers"
+    for answer in read_records(answers, Answer) if answers.exists() else ():
         request = oracle.request_of(answer.prompt)
         found = (answer.id, _truth(request, answer.response))
         judged[answer.snapshot][answer.kind].append(found)
@@ -55,7 +56,7 @@ def verdicts(workdir: Path) -> dict:
             for snapshot, found in harmful.items()
         },
         "revisions": _by_revision(read_records(workdir / "revise" / "revisions", Revision)),
-        "labels": _labels(workdir / "compare" / "comparisons"),
+        "labels": label_verdicts(workdir),
         "rl": _along_rl(workdir / "ppo" / "rollouts"),
     }
 
@@ -82,24 +83,6 @@ def _by_revision(chains: Sequence[Revision]) -> list[dict]:
         for found, text in zip(rounds, texts, strict=True):
             found.append((chain.id, _truth(request, text)))
     return [_mean(found, "harmfulness") for found in rounds]
-
-
-def _records(folder: Path, kind: type) -> list:
-    return read_records(folder, kind) if folder.exists() else []
-
-
-def _labels(folder: Path) -> dict | None:
-    right = []
-    for pair in _records(folder, Comparison):
-        request = oracle.request_of(pair.prompt)
-        a, b = (
-            oracle.judge_reply(request, text).harmfulness
-            for text in (pair.response_a, pair.response_b)
-        )
-        if a != b:
-            prefers_a = float(np.sign(pair.prob_a - 0.5) + 1) / 2  # a label of 0.5 is half right
-            right.append(prefers_a if a < b else 1 - prefers_a)
-    return dataclasses.asdict(wilson(sum(right), len(right))) if right else None
 
 
 def _along_rl(folder: Path) -> list[dict]:

@@ -11,6 +11,7 @@ from typing import Any
 from scipy import stats
 
 from cai_jax.evaluation.intervals import Interval
+from cai_jax.evaluation.results import label_style
 from cai_jax.progress import ResultRow
 from cai_jax.sandbox_scores import TOLD
 from cai_jax.snapshot_answers import titles
@@ -112,9 +113,22 @@ def _of_one(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
         )
         answers = _answers([found["answers"][name] for name in names])
         tables["The oracle's verdict on held-out prompts"] = columns, answers
-    if found["labels"]:
-        row = _row("labels", [found["labels"]], "share")
-        tables["AI labels that prefer the less harmful response, where one is"] = ["share"], [row]
+    return tables | _labels(found["labels"])
+
+
+def _labels(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
+    tables = {}
+    if "own pairs" in found:
+        rows = [_row(name, [cell], "share") for name, cell in found["own pairs"].items()]
+        tables["AI labels of the run's own pairs"] = ["prefer the less harmful"], rows
+    if by_mode := found.get("clear-cut pairs"):
+        tables["AI labels of clear-cut pairs"] = (
+            [mode.replace("_", " ") for mode in by_mode],
+            [
+                _row(name, [each[name] for each in by_mode.values()], label_style(name))
+                for name in next(iter(by_mode.values()))
+            ],
+        )
     return tables
 
 

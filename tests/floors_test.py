@@ -27,8 +27,8 @@ FLOORS = {
           finished_models command_config tools event_file curves held_out_comparisons pipeline
           relabel label_ablation generate_prompts evaluation_settings evaluations snapshot_answers
           snapshot_evaluation harmfulness_settings harmfulness_scores human_preferences
-          weight_verbs sandbox_models sandbox_scores sandbox_study sandbox_figures sandbox_verbs
-          review chat_screen chat cli""",
+          weight_verbs sandbox_models sandbox_labels sandbox_scores sandbox_study sandbox_figures
+          sandbox_verbs review chat_screen chat cli""",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 

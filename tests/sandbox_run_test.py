@@ -66,4 +66,4 @@ def test_rl_cai_helps_and_is_not_evasive(truth):
 
 
 def test_labels_are_better_than_a_coin(truth):
-    assert truth["labels"]["low"] > 0.5
+    assert truth["labels"]["own pairs"]["all askings"]["low"] > 0.5

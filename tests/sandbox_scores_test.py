@@ -104,7 +104,8 @@ def test_means_are_over_prompts(workdir):
 
 
 def test_labels_are_right_where_one_response_is_less_harmful(workdir):
-    found = verdicts(workdir)["labels"]  # right, wrong, right, undecided; the last has no better
+    found = verdicts(workdir)["labels"]["own pairs"]["all askings"]
+    # Right, wrong, right, undecided; the last has no better.
     assert (found["value"], found["n"]) == (2.5 / 4, 4)
 
 
