@@ -1,6 +1,7 @@
 """The sandbox's study: every claim of docs/sandbox.md over several seeds, from one command.
 
-python benchmarks/sandbox_study.py --workdir=DIR [--seeds=0,1,2] [--size=small] [--only=NAME,NAME]
+python benchmarks/sandbox_study.py --workdir=DIR [--seeds=0,1,2] [--only=NAME,NAME]
+    [--size=tiny | --models=DIR, of `cai-jax sandbox --size=medium --workdir=DIR`]
 
 Each variant is a run of experiments/sandbox.py with a few settings changed, once a seed; where only
 what follows finetuning changes, it begins from a copy of the first variant's stages. Stopped, it
@@ -65,9 +66,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--seeds", type=lambda text: text.split(","), default=["0", "1", "2"])
-    parser.add_argument("--size", default="small")
+    parser.add_argument("--size", default="small", help="of the models that ship")
+    parser.add_argument("--models", type=Path, help="other models: where they were trained")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(VARIANTS))
     options = parser.parse_args()
+    config = [f"--config=experiments/sandbox.py:{options.size}"]
+    if options.models:
+        trained = options.models.resolve() / "models"
+        config.append(f"--config.model={trained / 'helpful'}")
+        config.append(f"--config.feedback_model={trained / 'pretrained'}")
     folders = {
         name: [options.workdir / name.replace(" ", "-") / seed for seed in options.seeds]
         for name in VARIANTS
@@ -75,7 +82,7 @@ def main() -> None:
     for place, seed in enumerate(options.seeds):
         first = folders["RL-CAI"][place]
         for name in options.only:
-            _run(VARIANTS[name], folders[name][place], first, options.size, seed)
+            _run(VARIANTS[name], folders[name][place], first, config, seed)
     for title, names in FIGURES.items():
         if set(names) <= set(options.only):
             groups = [f"--workdir={n}={','.join(map(str, folders[n]))}" for n in names]
@@ -83,7 +90,7 @@ def main() -> None:
             _cai_jax("sandbox-scores", *groups, f"--figures={figures}")
 
 
-def _run(variant: Variant, folder: Path, first: Path, size: str, seed: str) -> None:
+def _run(variant: Variant, folder: Path, first: Path, config: list[str], seed: str) -> None:
     if variant.shared and folder != first and not folder.exists():
         copied = folder.with_name(f"{folder.name}.copied")  # whole before it has its name
         shutil.rmtree(copied, ignore_errors=True)
@@ -91,8 +98,8 @@ def _run(variant: Variant, folder: Path, first: Path, size: str, seed: str) -> N
             shutil.copytree(first / stage, copied / stage)
         copied.rename(folder)
     _cai_jax(
-        variant.verb, f"--config=experiments/sandbox.py:{size}", f"--workdir={folder}",
-        f"--config.seed={seed}", *(f"--config.{setting}" for setting in variant.settings),
+        variant.verb, *config, f"--workdir={folder}", f"--config.seed={seed}",
+        *(f"--config.{setting}" for setting in variant.settings),
     )  # fmt: skip
 
 
