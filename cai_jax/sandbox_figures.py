@@ -44,12 +44,7 @@ def draw(groups: Mapping[str, Sequence[Mapping]], folder: Path) -> list[Path]:
     if all(found["answers"] for found in joined.values()):
         paths += _snapshots(joined, caption, folder / "snapshots")
         paths += _categories(joined, caption, folder / "categories")
-    revisions = [
-        Line(name, range(len(found["revisions"])), [Interval(**y) for y in found["revisions"]])
-        for name, found in joined.items()
-    ]
-    panel = Panel("", "number of revisions", "harmfulness (0-4)", revisions)
-    paths += lines.draw("Harmfulness by revisions", caption, [panel], folder / "revisions")
+    paths += _revisions(joined, caption, folder / "revisions")
     labels = {name: found["labels"] for name, found in joined.items()}
     if all("own pairs" in found and "clear-cut pairs" in found for found in labels.values()):
         paths += _label_accuracy(labels, caption, folder / "labels")
@@ -68,6 +63,23 @@ def draw(groups: Mapping[str, Sequence[Mapping]], folder: Path) -> list[Path]:
     if watched:
         paths += _over_optimisation(watched, caption, folder / "over_optimisation")
     return paths
+
+
+def _revisions(joined: Mapping[str, Mapping], caption: str, stem: Path) -> list[Path]:
+    """As the paper's figures 5, 6 and 7: harm, and diversity, which it claims."""
+    measures = {"harmfulness (0-4)": {name: found["revisions"] for name, found in joined.items()}}
+    if all("spread" in each for found in joined.values() for each in found["diversity"]):
+        measures["spread (more is more diverse)"] = {
+            name: [each["spread"] for each in found["diversity"]] for name, found in joined.items()
+        }
+    panels = [
+        Panel(
+            "", "number of revisions", label,
+            [Line(n, range(len(cells)), [Interval(**y) for y in cells]) for n, cells in by.items()],
+        )
+        for label, by in measures.items()
+    ]  # fmt: skip
+    return lines.draw("Responses by number of revisions", caption, panels, stem)
 
 
 def _label_accuracy(labels: Mapping[str, Mapping], caption: str, stem: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cai_jax.evaluation.diversity import of_revisions
 from cai_jax.evaluation.intervals import bootstrap_mean
 from cai_jax.evaluation.snapshots import Answer
 from cai_jax.pipeline import read_records
@@ -35,7 +36,8 @@ def verdicts(workdir: Path) -> dict:
     Returns:
       {"answers": {snapshot: {kind: {field: interval}}}, to held-out prompts, once it has evaluated;
        "by category": {snapshot: {category: interval of harmfulness}};
-       "revisions": [interval of harmfulness, ...] by their number;
+       "revisions": [interval of harmfulness, ...] by their number; "diversity": [{measure of
+         evaluation.diversity: interval}, ...] likewise;
        "labels": sandbox_labels.label_verdicts;
        "rl": [{"sequences", "kl", "score", "held_out_score", "red_team": {field: interval},
          "helpful": {...}}, ...] along PPO, to the prompts that it trains on}
@@ -49,13 +51,18 @@ def verdicts(workdir: Path) -> dict:
         judged[answer.snapshot][answer.kind].append(found)
         if request.category:
             harmful[answer.snapshot][request.category].append(found)
+    chains = read_records(workdir / "revise" / "revisions", Revision)
     return {
         "answers": {snapshot: _told(found) for snapshot, found in judged.items()},
         "by category": {
             snapshot: {name: _mean(rows, "harmfulness") for name, rows in sorted(found.items())}
             for snapshot, found in harmful.items()
         },
-        "revisions": _by_revision(read_records(workdir / "revise" / "revisions", Revision)),
+        "revisions": _by_revision(chains),
+        "diversity": [
+            {name: dataclasses.asdict(value) for name, value in measured.items()}
+            for measured in of_revisions(chains)
+        ],
         "labels": label_verdicts(workdir),
         "rl": _along_rl(workdir / "ppo" / "rollouts"),
     }

@@ -16,6 +16,8 @@ from cai_jax.progress import ResultRow
 from cai_jax.sandbox_scores import TOLD
 from cai_jax.snapshot_answers import titles
 
+# Of evaluation.diversity.
+DIVERSITY = {"self_bleu": "self-BLEU", "distinct_2": "distinct word pairs", "spread": "spread"}
 KINDS = {"red_team": "harmful", "helpful": "innocent"}
 STEPS = {"SL-CAI less initial": ("sl_cai", "initial"), "RL-CAI less SL-CAI": ("rl_cai", "sl_cai")}
 
@@ -96,13 +98,15 @@ def tables(groups: Mapping[str, Sequence[Mapping]]) -> dict[str, tuple[list[str]
 
 
 def _of_one(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
-    rounds = found["revisions"]
-    tables = {
-        "Harmfulness, 0 to 4, by number of revisions": (
-            [str(n) for n in range(len(rounds))],
-            [_row("harmfulness", rounds, "number")],
+    told = [name for name in DIVERSITY if all(name in each for each in found["diversity"])]
+    rows = [
+        _row(str(number), [harm, *(measured[name] for name in told)], "number")
+        for number, (harm, measured) in enumerate(
+            zip(found["revisions"], found["diversity"], strict=True)
         )
-    }
+    ]
+    columns = ["harmfulness, 0 to 4", *(DIVERSITY[name] for name in told)]
+    tables = {"Responses by number of revisions": (columns, rows)}
     names = {name: title for name, title in titles(2).items() if name in found["answers"]}
     if names:
         columns, by_category = list(names.values()), [found["by category"][name] for name in names]

@@ -103,6 +103,25 @@ def test_means_are_over_prompts(workdir):
     assert [row["value"] for row in found["revisions"]] == [3.0, 3.0, 0.0]
 
 
+def test_responses_differ_more_or_less_by_number_of_revisions(tmp_path, capsys):
+    write(tmp_path)
+    kind, asked = ASKED["red-1"]
+    chains = [
+        Revision(str(n), kind, Conversation().human(asked), first,
+                 (RevisionStep("p", "", OBJECTED, "stop", "stop"),), MADE)
+        for n, first in enumerate((TOLD["red-1"], REFUSED, TOLD["red-2"]))
+    ]  # fmt: skip
+    Shards(tmp_path / "revise" / "revisions", 1).write(0, chains)
+    first, last = verdicts(tmp_path)["diversity"]
+    assert first["spread"]["value"] > 0.5 and last["spread"]["value"] == pytest.approx(0.0)
+    assert first["distinct_2"]["value"] > 2 * last["distinct_2"]["value"]
+    assert cli.main(["sandbox-scores", f"--workdir={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "harmfulness, 0 to 4" in said and "self-BLEU" in said
+    rows = (tmp_path / "figures" / "oracle" / "revisions.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 2  # two numbers of revisions, in two panels
+
+
 def test_labels_are_right_where_one_response_is_less_harmful(workdir):
     found = verdicts(workdir)["labels"]["own pairs"]["all askings"]
     # Right, wrong, right, undecided; the last has no better.
