@@ -70,6 +70,12 @@ class Settings:
             raise ValueError("limit and held_out_limit must be at least 0.")
         if self.preference_model.human_weight == 0:
             raise ValueError("preference_model.human_weight is 0.0; all pairs here are people's.")
+        for name, only in (("members", 1), ("halves", False)):
+            if getattr(self.preference_model, name) != only:
+                raise ValueError(
+                    f"preference_model.{name} must be {only} here, where one model learns from all "
+                    "pairs."
+                )
         check_compute("preference_model", self.preference_model)
 
 

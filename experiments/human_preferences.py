@@ -37,8 +37,8 @@ def get_config(size: str = "laptop") -> ConfigDict:
     config.held_out_limit = 0
 
     # The language model to start from, by name or path, and the training: the settings of a run's
-    # preference model. Its weights of sources, held_out, members and halves change nothing here,
-    # where all pairs are people's and files are held out.
+    # preference model. Its weights of sources and held_out change nothing here, where all pairs are
+    # people's and files are held out; members and halves stay what they are.
     config.model = shared.model
     config.dtype = shared.dtype
     config.preference_model = shared.preference_model

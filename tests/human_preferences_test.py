@@ -222,6 +222,8 @@ def test_its_calibration_is_drawn(human, tmp_path):
         (["limit=-1"], "limit and held_out_limit must be at least 0"),
         (["preference_model.epochs=0"], "config.preference_model.epochs is 0"),
         (["preference_model.human_weight=0.0"], "human_weight is 0.0"),
+        (["preference_model.members=2"], "preference_model.members must be 1 here"),
+        (["preference_model.halves=True"], "preference_model.halves must be False here"),
         (["preference_model.remat=much"], "preference_model.remat is 'much'; it must be one of"),
         (["preference_model.length=9000"], "context is 4096 tokens; lower it"),
         (["preference_model.length=8"], "fits preference_model.length (8 tokens); raise it"),
