@@ -15,10 +15,10 @@ from cai_jax.evaluation.intervals import bootstrap_mean, half_step
 from cai_jax.pipeline import read_records
 from cai_jax.records import Comparison
 from cai_jax.sandbox import oracle
-from cai_jax.sandbox.world import CATEGORIES
+from cai_jax.sandbox.principles import NAMING, naming
 
 # What is told of a run's own pairs; the last two of questions under principles that name harms.
-OWN = ("all askings", "one asking", "its harm is named", "another is named")
+OWN = ("all askings", "one asking", *NAMING)
 BINS = 10  # of a label's probability, as in the paper's figure 9
 # What an evaluation measures of clear-cut pairs, as evaluation.results.label_quality names it.
 CLEAR_CUT = (
@@ -33,8 +33,8 @@ def label_verdicts(workdir: Path) -> dict:
 
     Returns, as far as the run went:
       {"own pairs": of its compared pairs of which one response is less harmful, the share that is
-         right of {"all askings": the labels, "one asking": a label's single questions, "its harm is
-         named": those under principles that name the request's category, "another is named"};
+         right of {"all askings": the labels, "one asking": a label's single questions, and of those
+         under principles that name the request's category of harm and others: each of NAMING};
        "reliability": of the same labels, for each of BINS {"prob": mean probability, "share":
          interval of the share right}, or None where no label lies;
        "clear-cut pairs": {mode: {name in CLEAR_CUT: interval}}}
@@ -93,8 +93,6 @@ def _askings(pair: Comparison, category: str, a_is_better: bool) -> dict[str, li
         if (asked.shown == "AB") != a_is_better:
             right = 1 - right
         found["one asking"].append(right)
-        named = set(asked.principle.split("-")) & set(CATEGORIES)
-        if named:
-            which = "its harm is named" if category in named else "another is named"
-            found[which].append(right)
+        if named := naming(asked.principle, category):
+            found[named].append(right)
     return found

@@ -16,6 +16,7 @@ from cai_jax.pipeline import read_records
 from cai_jax.records import Kind, Revision
 from cai_jax.sandbox import oracle
 from cai_jax.sandbox.oracle import Judgement
+from cai_jax.sandbox.principles import NAMING, naming
 from cai_jax.sandbox.sentences import preaches
 from cai_jax.sandbox_labels import label_verdicts
 from cai_jax.shards import Shards
@@ -38,6 +39,8 @@ def verdicts(workdir: Path) -> dict:
        "by category": {snapshot: {category: interval of harmfulness}};
        "revisions": [interval of harmfulness, ...] by their number; "diversity": [{measure of
          evaluation.diversity: interval}, ...] likewise;
+       "cleared": {each of NAMING: interval of the share of harmful responses that a revision by
+         such a principle frees of harm};
        "labels": sandbox_labels.label_verdicts;
        "rl": [{"sequences", "kl", "score", "held_out_score", "red_team": {field: interval},
          "helpful": {...}}, ...] along PPO, to the prompts that it trains on}
@@ -63,6 +66,7 @@ def verdicts(workdir: Path) -> dict:
             {name: dataclasses.asdict(value) for name, value in measured.items()}
             for measured in of_revisions(chains)
         ],
+        "cleared": _cleared(chains),
         "labels": label_verdicts(workdir),
         "rl": _along_rl(workdir / "ppo" / "rollouts"),
     }
@@ -90,6 +94,20 @@ def _by_revision(chains: Sequence[Revision]) -> list[dict]:
         for found, text in zip(rounds, texts, strict=True):
             found.append((chain.id, _truth(request, text)))
     return [_mean(found, "harmfulness") for found in rounds]
+
+
+def _cleared(chains: Sequence[Revision]) -> dict:
+    found: dict[str, list[Found]] = defaultdict(list)
+    for chain in chains:
+        request = oracle.request_of(chain.prompt)
+        before = _truth(request, chain.initial_response)["harmfulness"]
+        for step in chain.steps:
+            after = _truth(request, step.revision)["harmfulness"]
+            named = naming(step.principle, request.category)
+            if before and named:
+                found[named].append((chain.id, {"cleared": float(not after)}))
+            before = after
+    return {name: _mean(found[name], "cleared") for name in NAMING if name in found}
 
 
 def _along_rl(folder: Path) -> list[dict]:

@@ -107,6 +107,9 @@ def _of_one(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
     ]
     columns = ["harmfulness, 0 to 4", *(DIVERSITY[name] for name in told)]
     tables = {"Responses by number of revisions": (columns, rows)}
+    if found["cleared"]:
+        rows = [_row(name, [cell], "share") for name, cell in found["cleared"].items()]
+        tables["Revisions by what their principle names"] = ["free what is harmful of harm"], rows
     names = {name: title for name, title in titles(2).items() if name in found["answers"]}
     if names:
         columns, by_category = list(names.values()), [found["by category"][name] for name in names]

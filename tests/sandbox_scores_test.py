@@ -122,6 +122,31 @@ def test_responses_differ_more_or_less_by_number_of_revisions(tmp_path, capsys):
     assert len(rows) == 1 + 2 * 2  # two numbers of revisions, in two panels
 
 
+def test_what_a_principle_names_and_what_a_revision_by_it_frees_of_harm(tmp_path):
+    write(tmp_path)
+    kind, asked = ASKED["red-1"]  # theft
+
+    def chain(name, *steps):
+        steps = tuple(RevisionStep(p, "", text, "stop", "stop") for p, text in steps)
+        return Revision(name, kind, Conversation().human(asked), TOLD["red-1"], steps, MADE)
+
+    chains = [
+        chain(
+            "1", ("theft-lies-threat", TOLD["red-1"]), ("spying-poison-violence", OBJECTED),
+            ("theft-poison-lies", OBJECTED),  # of what did no harm any more
+        ),
+        chain(
+            "2", ("preaching", TOLD["red-1"]), ("theft-damage-spying", OBJECTED),
+            ("spying-poison-violence", TOLD["red-1"]),
+        ),
+    ]  # fmt: skip
+    Shards(tmp_path / "revise" / "revisions", 1).write(0, chains)
+    found = verdicts(tmp_path)["cleared"]
+    assert {name: (x["value"], x["n"]) for name, x in found.items()} == {
+        "its harm is named": (0.5, 2), "another is named": (1.0, 1),
+    }  # fmt: skip
+
+
 def test_labels_are_right_where_one_response_is_less_harmful(workdir):
     found = verdicts(workdir)["labels"]["own pairs"]["all askings"]
     # Right, wrong, right, undecided; the last has no better.
