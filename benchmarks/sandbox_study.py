@@ -17,6 +17,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from cai_jax.evaluation.intervals import half_step
+from cai_jax.records import Comparison
+from cai_jax.sandbox import oracle
+from cai_jax.sandbox.judgements import faults
+from cai_jax.sandbox.principles import AIMS
+from cai_jax.shards import Shards
+
 ROOT = Path(__file__).parents[1]
 FILES = "experiments/sandbox"
 LABELLED = ("revise", "finetune", "compare")  # stages
@@ -25,11 +34,17 @@ LABELLED = ("revise", "finetune", "compare")  # stages
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """Attributes: settings, beside the experiment's; shared, stages that are the first variant's;
-    verb, of the last stage that it needs."""
+    verb, of the last stage that it needs; labels, of the shared comparisons, a key of LABELS."""
 
     settings: tuple[str, ...] = ()
     shared: tuple[str, ...] = ("revise", "finetune")
     verb: str = "run"
+    labels: str = "the feedback model's"
+
+
+# What a feedback model that is always right would say by all sixteen principles, and by them
+# without a word of one category of harm: that category's name, or none.
+LABELS = {"the feedback model's": None, "true": "", "true, no spying": "spying"}
 
 
 VARIANTS = {
@@ -46,6 +61,8 @@ VARIANTS = {
     "pushed": Variant((
         "preference_model.halves=True", "ppo.kl_coefficient=0.0", "ppo.updates=120",
     ), LABELLED),
+    "true labels": Variant((), LABELLED, labels="true"),
+    "true labels, no spying": Variant((), LABELLED, labels="true, no spying"),
     "direct revision": Variant(("revise.critique=False",), (), "revise"),
     **{f"{n} of 16 principles": Variant((f"revise.principles={n}",), (), "revise")
        for n in (1, 4)},
@@ -56,6 +73,7 @@ FIGURES = {
     "labels": ("RL-CAI", "hard labels", "clamped", "without CoT"),
     "over-reaction": ("RL-CAI", "no over-reaction"),
     "ablation": ("RL-CAI", "no spying"),
+    "ablation by true labels": ("true labels", "true labels, no spying"),
     "pushed": ("pushed",),
     "revisions": ("RL-CAI", "direct revision", "1 of 16 principles", "4 of 16 principles"),
 }
@@ -96,11 +114,29 @@ def _run(variant: Variant, folder: Path, first: Path, config: list[str], seed: s
         shutil.rmtree(copied, ignore_errors=True)
         for stage in variant.shared:
             shutil.copytree(first / stage, copied / stage)
+        if (without := LABELS[variant.labels]) is not None:
+            _label_truly(copied / "compare" / "comparisons", without)
         copied.rename(folder)
     _cai_jax(
         variant.verb, *config, f"--workdir={folder}", f"--config.seed={seed}",
         *(f"--config.{setting}" for setting in variant.settings),
     )  # fmt: skip
+
+
+def _label_truly(folder: Path, without: str) -> None:
+    """Makes labels the truth's mean over all principles, each without that category of harm."""
+    shards = Shards(folder, 1)
+    pairs = shards.read(Comparison)
+    aims = [
+        dataclasses.replace(aim, categories=tuple(c for c in aim.categories if c != without))
+        for aim in AIMS
+    ]
+    found = []
+    for pair in pairs:
+        request, replies = oracle.request_of(pair.prompt), (pair.response_a, pair.response_b)
+        a, b = np.transpose([faults(request, replies, aim) for aim in aims])
+        found.append(dataclasses.replace(pair, prob_a=float(half_step(b - a).mean())))
+    shards.write(0, found)
 
 
 def _cai_jax(*arguments: str) -> None:
