@@ -44,7 +44,7 @@ class Variant:
 
 # What a feedback model that is always right would say by all sixteen principles, and by them
 # without a word of one category of harm: that category's name, or none.
-LABELS = {"the feedback model's": None, "true": "", "true, no spying": "spying"}
+LABELS = {"the feedback model's": None, "true": "", "true without spying": "spying"}
 
 
 VARIANTS = {
@@ -62,7 +62,7 @@ VARIANTS = {
         "preference_model.halves=True", "ppo.kl_coefficient=0.0", "ppo.updates=120",
     ), LABELLED),
     "true labels": Variant((), LABELLED, labels="true"),
-    "true labels, no spying": Variant((), LABELLED, labels="true, no spying"),
+    "true labels without spying": Variant((), LABELLED, labels="true without spying"),
     "direct revision": Variant(("revise.critique=False",), (), "revise"),
     **{f"{n} of 16 principles": Variant((f"revise.principles={n}",), (), "revise")
        for n in (1, 4)},
@@ -73,7 +73,7 @@ FIGURES = {
     "labels": ("RL-CAI", "hard labels", "clamped", "without CoT"),
     "over-reaction": ("RL-CAI", "no over-reaction"),
     "ablation": ("RL-CAI", "no spying"),
-    "ablation by true labels": ("true labels", "true labels, no spying"),
+    "ablation by true labels": ("true labels", "true labels without spying"),
     "pushed": ("pushed",),
     "revisions": ("RL-CAI", "direct revision", "1 of 16 principles", "4 of 16 principles"),
 }
