@@ -34,17 +34,14 @@ LABELLED = ("revise", "finetune", "compare")  # stages
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """Attributes: settings, beside the experiment's; shared, stages that are the first variant's;
-    verb, of the last stage that it needs; labels, of the shared comparisons, a key of LABELS."""
+    verb, of the last stage that it needs; true_without, None, or of comparisons labelled by the
+    truth and not by the feedback model, the category of harm that no principle names, "" for all
+    named."""
 
     settings: tuple[str, ...] = ()
     shared: tuple[str, ...] = ("revise", "finetune")
     verb: str = "run"
-    labels: str = "the feedback model's"
-
-
-# What a feedback model that is always right would say by all sixteen principles, and by them
-# without a word of one category of harm: that category's name, or none.
-LABELS = {"the feedback model's": None, "true": "", "true without spying": "spying"}
+    true_without: str | None = None
 
 
 VARIANTS = {
@@ -61,8 +58,8 @@ VARIANTS = {
     "pushed": Variant((
         "preference_model.halves=True", "ppo.kl_coefficient=0.0", "ppo.updates=120",
     ), LABELLED),
-    "true labels": Variant((), LABELLED, labels="true"),
-    "true labels without spying": Variant((), LABELLED, labels="true without spying"),
+    "true labels": Variant((), LABELLED, true_without=""),
+    "true labels without spying": Variant((), LABELLED, true_without="spying"),
     "direct revision": Variant(("revise.critique=False",), (), "revise"),
     **{f"{n} of 16 principles": Variant((f"revise.principles={n}",), (), "revise")
        for n in (1, 4)},
@@ -114,8 +111,8 @@ def _run(variant: Variant, folder: Path, first: Path, config: list[str], seed: s
         shutil.rmtree(copied, ignore_errors=True)
         for stage in variant.shared:
             shutil.copytree(first / stage, copied / stage)
-        if (without := LABELS[variant.labels]) is not None:
-            _label_truly(copied / "compare" / "comparisons", without)
+        if variant.true_without is not None:
+            _label_truly(copied / "compare" / "comparisons", variant.true_without)
         copied.rename(folder)
     _cai_jax(
         variant.verb, *config, f"--workdir={folder}", f"--config.seed={seed}",
