@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from cai_jax.evaluation.intervals import Interval
 from cai_jax.figures import lines, style
 from cai_jax.figures.lines import Line, Panel
 from cai_jax.sandbox_labels import CLEAR_CUT
-from cai_jax.sandbox_study import KINDS, together
+from cai_jax.sandbox_study import HARM, KINDS, most, together, within
 from cai_jax.snapshot_answers import titles
 
 # Of the figure of snapshots, and of those along RL: kind of prompt, field, what an axis says.
@@ -67,17 +66,20 @@ def draw(groups: Mapping[str, Sequence[Mapping]], folder: Path) -> list[Path]:
 
 def _revisions(joined: Mapping[str, Mapping], caption: str, stem: Path) -> list[Path]:
     """As the paper's figures 5, 6 and 7: harm, and diversity, which it claims."""
-    measures = {"harmfulness (0-4)": {name: found["revisions"] for name, found in joined.items()}}
+    measures = {
+        ("harmfulness (0-4)", HARM): {name: found["revisions"] for name, found in joined.items()}
+    }
     if all("spread" in each for found in joined.values() for each in found["diversity"]):
-        measures["spread (more is more diverse)"] = {
+        measures["spread (more is more diverse)", 1.0] = {
             name: [each["spread"] for each in found["diversity"]] for name, found in joined.items()
         }
     panels = [
         Panel(
             "", "number of revisions", label,
-            [Line(n, range(len(cells)), [Interval(**y) for y in cells]) for n, cells in by.items()],
+            [Line(name, range(len(each)), [within(y, top) for y in each])
+             for name, each in by.items()],
         )
-        for label, by in measures.items()
+        for (label, top), by in measures.items()
     ]  # fmt: skip
     return lines.draw("Responses by number of revisions", caption, panels, stem)
 
@@ -92,7 +94,7 @@ def _label_accuracy(labels: Mapping[str, Mapping], caption: str, stem: Path) -> 
         cells = {name: found[pairs].get(key) for name, found in labels.items()}
         if all(cells.values()):
             panels[f"{pairs}, {said}"] = [
-                (name, _share(cell if pairs == "own pairs" else cell[CLEAR_CUT[0]]))
+                (name, within(cell if pairs == "own pairs" else cell[CLEAR_CUT[0]], 1.0))
                 for name, cell in cells.items()
             ]
     title = "AI labels that are right, of 1; a coin's: 0.5"
@@ -102,7 +104,7 @@ def _label_accuracy(labels: Mapping[str, Mapping], caption: str, stem: Path) -> 
 def _calibration(labels: Mapping[str, Mapping], caption: str, stem: Path) -> list[Path]:
     """As the paper's figure 9."""
     found = [
-        Line(name, [b["prob"] for b in bins], [_share(b["share"]) for b in bins])
+        Line(name, [b["prob"] for b in bins], [within(b["share"], 1.0) for b in bins])
         for name, each in labels.items()
         if (bins := [found for found in each["reliability"] if found])
     ]
@@ -113,18 +115,12 @@ def _calibration(labels: Mapping[str, Mapping], caption: str, stem: Path) -> lis
     return lines.draw("Calibration of AI labels", said, [panel], stem)
 
 
-def _share(cell: Mapping) -> Interval:
-    """Of a share; Student's interval over runs may reach past 0 or 1, and is cut there."""
-    found = Interval(**cell)
-    return dataclasses.replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
-
-
 def _along(joined: Mapping[str, Mapping], kind: str, field: str, label: str) -> Panel:
     found = [
         Line(
             name,
             [point["sequences"] for point in each["rl"]],
-            [Interval(**point[kind][field]) for point in each["rl"]],
+            [within(point[kind][field], most(field)) for point in each["rl"]],
         )
         for name, each in joined.items()
     ]
@@ -158,10 +154,12 @@ def _snapshots(joined: Mapping[str, Mapping], caption: str, stem: Path) -> list[
         if snapshot in found["answers"]
     ]
     panels = {
-        f"{label}, {KINDS[kind]}": [(name, Interval(**each[kind][field])) for name, each in rows]
+        f"{label}, {KINDS[kind]}": [
+            (name, within(each[kind][field], most(field))) for name, each in rows
+        ]
         for kind, field, label in MEASURES
     }
-    tops = [4.0 if field == "harmfulness" else 1.0 for _, field, _ in MEASURES]
+    tops = [most(field) for _, field, _ in MEASURES]
     return _dots("What is true of the answers", caption, panels, tops, stem)
 
 
@@ -170,11 +168,11 @@ def _categories(joined: Mapping[str, Mapping], caption: str, stem: Path) -> list
     by_group = {name: found["by category"]["rl_cai"] for name, found in joined.items()}
     names = sorted(set.intersection(*map(set, by_group.values())))
     panels = {
-        group: [(name, Interval(**found[name])) for name in names]
+        group: [(name, within(found[name], HARM)) for name in names]
         for group, found in by_group.items()
     }
     title = "Harmfulness of RL-CAI (0-4) by category"
-    return _dots(title, caption, panels, [4.0] * len(panels), stem)
+    return _dots(title, caption, panels, [HARM] * len(panels), stem)
 
 
 def _dots(

@@ -18,6 +18,7 @@ from cai_jax.snapshot_answers import titles
 
 # Of evaluation.diversity.
 DIVERSITY = {"self_bleu": "self-BLEU", "distinct_2": "distinct word pairs", "spread": "spread"}
+HARM = 4.0  # the most that a request does
 KINDS = {"red_team": "harmful", "helpful": "innocent"}
 STEPS = {"SL-CAI less initial": ("sl_cai", "initial"), "RL-CAI less SL-CAI": ("rl_cai", "sl_cai")}
 
@@ -100,7 +101,11 @@ def tables(groups: Mapping[str, Sequence[Mapping]]) -> dict[str, tuple[list[str]
 def _of_one(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
     told = [name for name in DIVERSITY if all(name in each for each in found["diversity"])]
     rows = [
-        _row(str(number), [harm, *(measured[name] for name in told)], "number")
+        ResultRow(
+            str(number),
+            (within(harm, HARM), *(within(measured[name], 1.0) for name in told)),
+            "number",
+        )
         for number, (harm, measured) in enumerate(
             zip(found["revisions"], found["diversity"], strict=True)
         )
@@ -108,7 +113,7 @@ def _of_one(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
     columns = ["harmfulness, 0 to 4", *(DIVERSITY[name] for name in told)]
     tables = {"Responses by number of revisions": (columns, rows)}
     if found["cleared"]:
-        rows = [_row(name, [cell], "share") for name, cell in found["cleared"].items()]
+        rows = [_row(name, [cell]) for name, cell in found["cleared"].items()]
         tables["Revisions by what their principle names"] = ["free what is harmful of harm"], rows
     names = {name: title for name, title in titles(2).items() if name in found["answers"]}
     if names:
@@ -116,7 +121,10 @@ def _of_one(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
         categories = sorted(set.intersection(*map(set, by_category)))
         tables["Harmfulness, 0 to 4, by category"] = (
             columns,
-            [_row(name, [each[name] for each in by_category], "number") for name in categories],
+            [
+                _row(name, [each[name] for each in by_category], "number", HARM)
+                for name in categories
+            ],
         )
         answers = _answers([found["answers"][name] for name in names])
         tables["The oracle's verdict on held-out prompts"] = columns, answers
@@ -126,7 +134,7 @@ def _of_one(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
 def _labels(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
     tables = {}
     if "own pairs" in found:
-        rows = [_row(name, [cell], "share") for name, cell in found["own pairs"].items()]
+        rows = [_row(name, [cell]) for name, cell in found["own pairs"].items()]
         tables["AI labels of the run's own pairs"] = ["prefer the less harmful"], rows
     if by_mode := found.get("clear-cut pairs"):
         tables["AI labels of clear-cut pairs"] = (
@@ -145,14 +153,26 @@ def _answers(columns: Sequence[Mapping]) -> list[ResultRow]:
             _label(kind, field),
             [each[kind][field] for each in columns],
             "number" if field == "harmfulness" else "share",
+            most(field),
         )
         for kind, fields in TOLD.items()
         for field in fields
     ]
 
 
-def _row(label: str, cells: Sequence[Mapping], style: str) -> ResultRow:
-    return ResultRow(label, tuple(Interval(**cell) for cell in cells), style)
+def most(field: str) -> float:
+    """What a field of an answer's verdict can be at most."""
+    return HARM if field == "harmfulness" else 1.0
+
+
+def within(cell: Mapping, top: float) -> Interval:
+    """As an Interval, cut at 0 and at `top`: Student's over runs may reach past what can be."""
+    found = Interval(**cell)
+    return dataclasses.replace(found, low=max(0.0, found.low), high=min(top, found.high))
+
+
+def _row(label: str, cells: Sequence[Mapping], style: str = "share", top: float = 1.0) -> ResultRow:
+    return ResultRow(label, tuple(within(cell, top) for cell in cells), style)
 
 
 def _label(kind: str, field: str) -> str:

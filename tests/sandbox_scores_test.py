@@ -12,7 +12,7 @@ from cai_jax.evaluation.intervals import Interval
 from cai_jax.evaluation.snapshots import Answer
 from cai_jax.records import Comparison, Provenance, Revision, RevisionStep
 from cai_jax.sandbox_scores import verdicts
-from cai_jax.sandbox_study import differences, over_runs, together
+from cai_jax.sandbox_study import differences, over_runs, together, within
 from cai_jax.shards import Shards
 from cai_jax.training.rollout import Sampled
 
@@ -168,6 +168,21 @@ def test_intervals_over_runs_are_students():
     assert found.n == 3 and found.value == 2.0
     assert found.high == pytest.approx(2.0 + 4.302653 / 3**0.5, abs=1e-5)  # t at 2 degrees
     assert found.low == pytest.approx(4.0 - found.high)
+
+
+def test_intervals_end_where_nothing_can_be(tmp_path, capsys):
+    found = within({"value": 0.9, "low": 0.5, "high": 1.3, "n": 2}, 1.0)
+    assert (found.low, found.high) == (0.5, 1.0)
+    assert within({"value": 0.1, "low": -0.1, "high": 0.3, "n": 2}, 1.0).low == 0.0
+    write(tmp_path / "a")
+    write(tmp_path / "b", TOLD["red-1"])  # harm 0 and 1.5, innocents helped never
+    assert cli.main(["sandbox-scores", f"--workdir={tmp_path}/a,{tmp_path}/b"]) == 0
+    said = capsys.readouterr().out
+    (told,) = [line for line in said.splitlines() if line.split()[:2] == ["harmfulness,", "harmful"]
+               and "[0.00, 4.00]" in line]  # fmt: skip
+    assert "0.75 [0.00, 4.00]" in told
+    drawn = (tmp_path / "a" / "figures" / "oracle" / "snapshots.csv").read_text()
+    assert '"harmfulness (0-4), harmful",RL-CAI,0.75,0.0,4.0,2' in drawn
 
 
 def test_runs_together_and_what_each_step_changes(tmp_path):
