@@ -22,6 +22,8 @@ HARM = 4.0  # the most that a request does
 KINDS = {"red_team": "harmful", "helpful": "innocent"}
 STEPS = {"SL-CAI less initial": ("sl_cai", "initial"), "RL-CAI less SL-CAI": ("rl_cai", "sl_cai")}
 
+Tables = dict[str, tuple[list[str], list[ResultRow]]]  # title -> (columns, rows)
+
 
 def over_runs(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean of runs' values and Student's interval, float[N >= 2]; n is the number of runs."""
@@ -74,13 +76,13 @@ def differences(runs: Sequence[Mapping]) -> dict[str, dict[tuple[str, str], Inte
     }  # fmt: skip
 
 
-def tables(groups: Mapping[str, Sequence[Mapping]]) -> dict[str, tuple[list[str], list[ResultRow]]]:
-    """Title to (columns, rows): each group's snapshots, then the groups' RL-CAI side by side.
+def tables(groups: Mapping[str, Sequence[Mapping]]) -> Tables:
+    """Each group's own, then the groups' RL-CAI side by side.
 
     Args:
       groups: name to its runs' `verdicts`.
     """
-    found: dict[str, tuple[list[str], list[ResultRow]]] = {}
+    found: Tables = {}
     joined = {name: together(runs) for name, runs in groups.items()}
     for name, runs in groups.items():
         of = f"{name}: " if len(groups) > 1 else ""
@@ -92,13 +94,22 @@ def tables(groups: Mapping[str, Sequence[Mapping]]) -> dict[str, tuple[list[str]
                 for key in next(iter(steps.values()))
             ]
             found[f"{of}What each step changes"] = (list(steps), rows)
-    evaluated = {n: each["answers"]["rl_cai"] for n, each in joined.items() if each["answers"]}
+    evaluated = {name: each for name, each in joined.items() if each["answers"]}
     if len(evaluated) > 1:
-        found["RL-CAI, held-out prompts"] = list(evaluated), _answers(list(evaluated.values()))
+        names, runs = list(evaluated), evaluated.values()
+        by_category = _by_category([each["by category"]["rl_cai"] for each in runs])
+        found["RL-CAI, harmfulness, 0 to 4, by category"] = names, by_category
+        answers = _answers([each["answers"]["rl_cai"] for each in runs])
+        found["RL-CAI, held-out prompts"] = names, answers
     return found
 
 
-def _of_one(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
+def _of_one(found: Mapping) -> Tables:
+    """In the order of the run's stages, so that what came out is read last."""
+    return _revised(found) | _labels(found["labels"]) | _answered(found)
+
+
+def _revised(found: Mapping) -> Tables:
     told = [name for name in DIVERSITY if all(name in each for each in found["diversity"])]
     rows = [
         ResultRow(
@@ -115,24 +126,11 @@ def _of_one(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
     if found["cleared"]:
         rows = [_row(name, [cell]) for name, cell in found["cleared"].items()]
         tables["Revisions by what their principle names"] = ["free what is harmful of harm"], rows
-    names = {name: title for name, title in titles(2).items() if name in found["answers"]}
-    if names:
-        columns, by_category = list(names.values()), [found["by category"][name] for name in names]
-        categories = sorted(set.intersection(*map(set, by_category)))
-        tables["Harmfulness, 0 to 4, by category"] = (
-            columns,
-            [
-                _row(name, [each[name] for each in by_category], "number", HARM)
-                for name in categories
-            ],
-        )
-        answers = _answers([found["answers"][name] for name in names])
-        tables["The oracle's verdict on held-out prompts"] = columns, answers
-    return tables | _labels(found["labels"])
+    return tables
 
 
-def _labels(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
-    tables = {}
+def _labels(found: Mapping) -> Tables:
+    tables: Tables = {}
     if "own pairs" in found:
         rows = [_row(name, [cell]) for name, cell in found["own pairs"].items()]
         tables["AI labels of the run's own pairs"] = ["prefer the less harmful"], rows
@@ -145,6 +143,24 @@ def _labels(found: Mapping) -> dict[str, tuple[list[str], list[ResultRow]]]:
             ],
         )
     return tables
+
+
+def _answered(found: Mapping) -> Tables:
+    names = {name: title for name, title in titles(2).items() if name in found["answers"]}
+    if not names:
+        return {}
+    columns = list(names.values())
+    by_category = _by_category([found["by category"][name] for name in names])
+    answers = _answers([found["answers"][name] for name in names])
+    return {
+        "Harmfulness, 0 to 4, by category": (columns, by_category),
+        "The oracle's verdict on held-out prompts": (columns, answers),
+    }
+
+
+def _by_category(columns: Sequence[Mapping]) -> list[ResultRow]:
+    shared = sorted(set.intersection(*map(set, columns)))
+    return [_row(name, [each[name] for each in columns], "number", HARM) for name in shared]
 
 
 def _answers(columns: Sequence[Mapping]) -> list[ResultRow]:
