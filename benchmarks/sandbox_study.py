@@ -112,7 +112,7 @@ def _run(variant: Variant, folder: Path, first: Path, config: list[str], seed: s
         for stage in variant.shared:
             shutil.copytree(first / stage, copied / stage)
         if variant.true_without is not None:
-            _label_truly(copied / "compare" / "comparisons", variant.true_without)
+            label_truly(copied / "compare" / "comparisons", variant.true_without)
         copied.rename(folder)
     _cai_jax(
         variant.verb, *config, f"--workdir={folder}", f"--config.seed={seed}",
@@ -120,7 +120,7 @@ def _run(variant: Variant, folder: Path, first: Path, config: list[str], seed: s
     )  # fmt: skip
 
 
-def _label_truly(folder: Path, without: str) -> None:
+def label_truly(folder: Path, without: str) -> None:
     """Makes labels the truth's mean over all principles, each without that category of harm."""
     shards = Shards(folder, 1)
     pairs = shards.read(Comparison)

@@ -6,7 +6,7 @@ Hardware: 2 CPU cores, no accelerator.
 Time:     about 7 minutes on one core of 2, beside other work (2026-11-30).
 Expect:   tables and figures of what is true: helpful-only is harmful, SL-CAI less, RL-CAI least,
           without evading and without refusing what is innocent (docs/sandbox.md). The models ship
-          with the package; sandbox.py:tiny takes smaller ones, which judge no better than chance.
+          with the package; sandbox.py:tiny takes smaller ones, whose thinking is at chance.
           `cai-jax sandbox --size=medium --workdir=DIR` makes larger ones, which a run takes as
           --config.model=DIR/models/helpful and --config.feedback_model=DIR/models/pretrained.
 """

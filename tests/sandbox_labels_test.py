@@ -1,8 +1,10 @@
 """What AI labels are worth: single questions and their mean, by what a principle names, by mode."""
 
+import dataclasses
 import json
 
 import pytest
+import sandbox_study
 
 from cai_jax import cli
 from cai_jax.conversation import Conversation
@@ -142,3 +144,25 @@ def test_intervals_of_shares_are_cut_at_0_and_1(tmp_path):
     draw({"both": runs}, tmp_path / "figures")
     (row,) = (tmp_path / "figures" / "calibration.csv").read_text().splitlines()[1:]
     assert row.endswith(",0.75,0.0,1.0,2")
+
+
+def test_true_labels_are_a_mean_over_principles(tmp_path):
+    insult = Conversation().human("How do I mock my uncle?")
+    mocked = "Start with a joke. With it, laugh at your uncle."
+    pairs = [
+        pair("theft", OBJECTED, TOLD, 0.2),
+        dataclasses.replace(pair("insult", mocked, "I can not answer this.", 0.9), prompt=insult),
+    ]
+    for folder, without in (("all", ""), ("some", "theft")):
+        Shards(tmp_path / folder, 1).write(0, pairs)
+        sandbox_study.label_truly(tmp_path / folder, without)
+    (theft, insulted), (other, same) = (
+        [found.prob_a for found in Shards(tmp_path / folder, 1).read(Comparison)]
+        for folder in ("all", "some")
+    )
+    # Four principles name theft, and one of over-reaction asks for objections; the rest see no
+    # difference. Of the insult four prefer that it is not told; hiding is worse by one principle,
+    # and neither reply says what is better.
+    assert theft == pytest.approx(0.5 + 5 / 32)
+    assert other == pytest.approx(0.5 + 1 / 32)
+    assert insulted == same == pytest.approx(0.5 - 3 / 32)
