@@ -3,7 +3,7 @@
 Command:  cai-jax run --config=experiments/sandbox.py --workdir=runs/sandbox &&
           cai-jax sandbox-scores --workdir=runs/sandbox
 Hardware: 2 CPU cores, no accelerator.
-Time:     about 7 minutes on one core of 2, beside other work (2026-11-30).
+Time:     6 minutes, with the scores (2026-12-01).
 Expect:   tables and figures of what is true: helpful-only is harmful, SL-CAI less, RL-CAI least,
           without evading and without refusing what is innocent (docs/sandbox.md). The models ship
           with the package; sandbox.py:tiny takes smaller ones, whose thinking is at chance.
