@@ -86,17 +86,24 @@ def _revisions(joined: Mapping[str, Mapping], caption: str, stem: Path) -> list[
 
 def _label_accuracy(labels: Mapping[str, Mapping], caption: str, stem: Path) -> list[Path]:
     """As the paper's figure 4, which asks of pairs that people judged."""
-    measures = [("own pairs", asked, asked) for asked in ASKINGS]
+    cells = {
+        f"own pairs, {asked}": {
+            name: found["own pairs"].get(asked) for name, found in labels.items()
+        }
+        for asked in ASKINGS
+    }
     for mode in next(iter(labels.values()))["clear-cut pairs"]:
-        measures.append(("clear-cut pairs", mode, mode.replace("_", " ")))
-    panels = {}
-    for pairs, key, said in measures:
-        cells = {name: found[pairs].get(key) for name, found in labels.items()}
-        if all(cells.values()):
-            panels[f"{pairs}, {said}"] = [
-                (name, within(cell if pairs == "own pairs" else cell[CLEAR_CUT[0]], 1.0))
-                for name, cell in cells.items()
-            ]
+        cells[f"clear-cut pairs, {mode.replace('_', ' ')}"] = {
+            name: found["clear-cut pairs"].get(mode, {}).get(CLEAR_CUT[0])
+            for name, found in labels.items()
+        }
+    panels = {
+        label: [(name, within(cell, 1.0)) for name, cell in by_group.items()]
+        for label, by_group in cells.items()
+        if all(by_group.values())
+    }
+    if not panels:
+        return []
     title = "AI labels that are right, of 1; a coin's: 0.5"
     return _dots(title, caption, panels, [1.0] * len(panels), stem)
 

@@ -37,7 +37,8 @@ def label_verdicts(workdir: Path) -> dict:
          under principles that name the request's category of harm and others: each of NAMING};
        "reliability": of the same labels, for each of BINS {"prob": mean probability, "share":
          interval of the share right}, or None where no label lies;
-       "clear-cut pairs": {mode: {name in CLEAR_CUT: interval}}}
+       "clear-cut pairs": {mode: {name in CLEAR_CUT: interval}}, but for what its labels have not,
+         as those of modes that show one response at a time have no order}
     """
     found: dict = {}
     compared = workdir / "compare" / "comparisons"
@@ -47,7 +48,8 @@ def label_verdicts(workdir: Path) -> dict:
     if evaluated.exists():
         by_mode = json.loads(evaluated.read_text("utf-8"))["labels"]
         found["clear-cut pairs"] = {
-            mode: {name: measured[name] for name in CLEAR_CUT} for mode, measured in by_mode.items()
+            mode: {name: measured[name] for name in CLEAR_CUT if name in measured}
+            for mode, measured in by_mode.items()
         }
     return found
 

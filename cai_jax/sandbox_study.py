@@ -13,6 +13,7 @@ from scipy import stats
 from cai_jax.evaluation.intervals import Interval
 from cai_jax.evaluation.results import label_style
 from cai_jax.progress import ResultRow
+from cai_jax.sandbox_labels import CLEAR_CUT
 from cai_jax.sandbox_scores import TOLD
 from cai_jax.snapshot_answers import titles
 
@@ -139,7 +140,8 @@ def _labels(found: Mapping) -> Tables:
             [mode.replace("_", " ") for mode in by_mode],
             [
                 _row(name, [each[name] for each in by_mode.values()], label_style(name))
-                for name in next(iter(by_mode.values()))
+                for name in CLEAR_CUT
+                if all(name in each for each in by_mode.values())
             ],
         )
     return tables

@@ -136,6 +136,19 @@ def test_what_only_some_runs_know_is_not_drawn(tmp_path):
     assert "labels.png" not in {path.name for path in paths}
 
 
+def test_a_mode_whose_labels_have_no_order(tmp_path, capsys):
+    write(tmp_path, [pair("a", OBJECTED, TOLD, 0.6)], {"likelihood": 0.9, "chain_of_thought": 0.8})
+    kept = tmp_path / "evaluation" / "results.json"
+    results = json.loads(kept.read_text())
+    del results["labels"]["likelihood"]["accuracy, one order as in the paper"]
+    kept.write_text(json.dumps(results))
+    assert cli.main(["sandbox-scores", f"--workdir={tmp_path}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "accuracy, both orders averaged 90%" in said and "one order" not in said
+    rows = (tmp_path / "figures" / "oracle" / "labels.csv").read_text()
+    assert "likelihood" not in rows and "clear-cut pairs, chain of thought" in rows
+
+
 def test_intervals_of_shares_are_cut_at_0_and_1(tmp_path):
     runs = [
         verdicts(write(tmp_path / "a", PAIRS)),
