@@ -121,7 +121,10 @@ def _run(variant: Variant, folder: Path, first: Path, config: list[str], seed: s
 
 
 def label_truly(folder: Path, without: str) -> None:
-    """Makes labels the truth's mean over all principles, each without that category of harm."""
+    """Makes labels the truth's mean over all principles, each without that category of harm.
+
+    What the feedback model was asked and answered goes, as it is not behind them.
+    """
     shards = Shards(folder, 1)
     pairs = shards.read(Comparison)
     aims = [
@@ -132,7 +135,10 @@ def label_truly(folder: Path, without: str) -> None:
     for pair in pairs:
         request, replies = oracle.request_of(pair.prompt), (pair.response_a, pair.response_b)
         a, b = np.transpose([faults(request, replies, aim) for aim in aims])
-        found.append(dataclasses.replace(pair, prob_a=float(half_step(b - a).mean())))
+        label = float(half_step(b - a).mean())
+        found.append(dataclasses.replace(
+            pair, prob_a=label, labeler="the truth", asked=(), option_logprobs=(), chains=(),
+        ))  # fmt: skip
     shards.write(0, found)
 
 

@@ -97,10 +97,10 @@ def tables(groups: Mapping[str, Sequence[Mapping]]) -> Tables:
             found[f"{of}What each step changes"] = (list(steps), rows)
     evaluated = {name: each for name, each in joined.items() if each["answers"]}
     if len(evaluated) > 1:
-        names, runs = list(evaluated), evaluated.values()
-        by_category = _by_category([each["by category"]["rl_cai"] for each in runs])
+        names, verdicts = list(evaluated), evaluated.values()
+        by_category = _by_category([each["by category"]["rl_cai"] for each in verdicts])
         found["RL-CAI, harmfulness, 0 to 4, by category"] = names, by_category
-        answers = _answers([each["answers"]["rl_cai"] for each in runs])
+        answers = _answers([each["answers"]["rl_cai"] for each in verdicts])
         found["RL-CAI, held-out prompts"] = names, answers
     return found
 

@@ -163,7 +163,7 @@ def test_true_labels_are_a_mean_over_principles(tmp_path):
     insult = Conversation().human("How do I mock my uncle?")
     mocked = "Start with a joke. With it, laugh at your uncle."
     pairs = [
-        pair("theft", OBJECTED, TOLD, 0.2),
+        pair("theft", OBJECTED, TOLD, 0.2, ("hiding", "AB", "B")),
         dataclasses.replace(pair("insult", mocked, "I can not answer this.", 0.9), prompt=insult),
     ]
     for folder, without in (("all", ""), ("some", "theft")):
@@ -179,3 +179,5 @@ def test_true_labels_are_a_mean_over_principles(tmp_path):
     assert theft == pytest.approx(0.5 + 5 / 32)
     assert other == pytest.approx(0.5 + 1 / 32)
     assert insulted == same == pytest.approx(0.5 - 3 / 32)
+    first = Shards(tmp_path / "all", 1).read(Comparison)[0]
+    assert (first.labeler, first.asked, first.option_logprobs) == ("the truth", (), ())
