@@ -123,7 +123,7 @@ def _run(variant: Variant, folder: Path, first: Path, config: list[str], seed: s
 def label_truly(folder: Path, without: str) -> None:
     """Makes labels the truth's mean over all principles, each without that category of harm.
 
-    What the feedback model was asked and answered goes, as it is not behind them.
+    What the feedback model was asked and answered stays in the records, for a run's report of it.
     """
     shards = Shards(folder, 1)
     pairs = shards.read(Comparison)
@@ -136,9 +136,7 @@ def label_truly(folder: Path, without: str) -> None:
         request, replies = oracle.request_of(pair.prompt), (pair.response_a, pair.response_b)
         a, b = np.transpose([faults(request, replies, aim) for aim in aims])
         label = float(half_step(b - a).mean())
-        found.append(dataclasses.replace(
-            pair, prob_a=label, labeler="the truth", asked=(), option_logprobs=(), chains=(),
-        ))  # fmt: skip
+        found.append(dataclasses.replace(pair, prob_a=label, labeler="the truth"))
     shards.write(0, found)
 
 
